@@ -1,0 +1,1 @@
+"""Sliced Wasserstein distance and MS-SSIM."""
