@@ -1,0 +1,31 @@
+"""Fused operators, one file an operator; each is twice differentiable and needs nothing else of gankern."""
+
+from gankern.ops._impl import implementations, use_impl
+from gankern.ops.bias_act import bias_act, bias_act_reference
+from gankern.ops.conv2d import conv2d, conv2d_resample, no_weight_gradients
+from gankern.ops.minibatch_stddev import minibatch_stddev, minibatch_stddev_reference
+from gankern.ops.modulated_conv2d import demodulation, modulated_conv2d, modulated_conv2d_reference
+from gankern.ops.pixel_norm import pixel_norm, pixel_norm_reference
+from gankern.ops.upfirdn2d import downsample2d, setup_filter, upfirdn2d, upfirdn2d_reference, upsample2d
+
+__all__ = [
+    "bias_act",
+    "bias_act_reference",
+    "conv2d",
+    "conv2d_resample",
+    "demodulation",
+    "downsample2d",
+    "implementations",
+    "minibatch_stddev",
+    "minibatch_stddev_reference",
+    "modulated_conv2d",
+    "modulated_conv2d_reference",
+    "no_weight_gradients",
+    "pixel_norm",
+    "pixel_norm_reference",
+    "setup_filter",
+    "upfirdn2d",
+    "upfirdn2d_reference",
+    "upsample2d",
+    "use_impl",
+]

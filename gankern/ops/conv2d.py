@@ -1,0 +1,177 @@
+"""The library's 2-D convolution, closed under differentiation: forward, input gradient and weight gradient as three ops.
+
+    y = C(x, w)        dx = Cᵢ(dy, w)        dw = C_w(dy, x)
+
+Each is linear in both arguments, and each one's gradients are the other two, so any order works and each derivative runs
+as the library's own forward, data-gradient or weight-gradient kernel. Autograd of the plain convolution instead computes
+second-order weight gradients as a convolution with an image-sized kernel, and a penalty on input gradients can't
+leave out the weight gradients that it doesn't use: see `no_weight_gradients`.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from gankern.ops.upfirdn2d import upfirdn2d
+
+_skip_weight_gradients = False
+
+
+@contextlib.contextmanager
+def no_weight_gradients() -> Iterator[None]:
+    """Inside the block a backward pass computes no weight, bias or noise gradients of gankern's convolution layers.
+
+    For gradients with respect to activations alone (R1, path length): `torch.autograd.grad(out, [x])` tells a custom
+    operator that its weight needs a gradient even though nobody will read it. Parameters still receive the second-order
+    gradients when the result is differentiated outside the block.
+    """
+    global _skip_weight_gradients
+    before, _skip_weight_gradients = _skip_weight_gradients, True
+    try:
+        yield
+    finally:
+        _skip_weight_gradients = before
+
+
+def weight_gradients_wanted() -> bool:
+    """False inside `no_weight_gradients()`."""
+    return not _skip_weight_gradients
+
+
+def _library(x: Tensor, w: Tensor, stride: int, padding: int, transposed: bool) -> Tensor:
+    return torch.ops.aten.convolution(x, w, None, [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1)
+
+
+def _library_backward(dy, x, w, stride, padding, transposed, mask):
+    args = [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1, mask
+    return torch.ops.aten.convolution_backward(dy, x, w, None, *args)
+
+
+def _library_input_grad(
+    dy: Tensor, w: Tensor, size: Sequence[int], stride: int, padding: int, transposed: bool
+) -> Tensor:
+    cl = dy.is_contiguous(memory_format=torch.channels_last) and not dy.is_contiguous()
+    memory_format = torch.channels_last if cl else torch.contiguous_format
+    x = torch.empty(size, dtype=dy.dtype, device=dy.device, memory_format=memory_format)  # only its layout is read
+    return _library_backward(dy, x, w, stride, padding, transposed, [True, False, False])[0]
+
+
+def _library_weight_grad(
+    dy: Tensor, x: Tensor, size: Sequence[int], stride: int, padding: int, transposed: bool
+) -> Tensor:
+    return _library_backward(dy, x, x.new_empty(size), stride, padding, transposed, [False, True, False])[1]
+
+
+_conv2d = torch.library.custom_op("gankern::conv2d", _library, mutates_args=())
+conv2d_input_grad = torch.library.custom_op("gankern::conv2d_input_grad", _library_input_grad, mutates_args=())
+conv2d_weight_grad = torch.library.custom_op("gankern::conv2d_weight_grad", _library_weight_grad, mutates_args=())
+_conv2d.register_fake(_library)
+conv2d_input_grad.register_fake(_library_input_grad)
+conv2d_weight_grad.register_fake(_library_weight_grad)
+
+
+def _save(ctx, inputs, output):
+    x, w, *ctx.args = inputs
+    ctx.save_for_backward(x, w)
+
+
+def _backward(ctx, dy):
+    x, w = ctx.saved_tensors
+    dx = conv2d_input_grad(dy, w, x.shape, *ctx.args) if ctx.needs_input_grad[0] else None
+    wanted = ctx.needs_input_grad[1] and weight_gradients_wanted()
+    dw = conv2d_weight_grad(dy, x, w.shape, *ctx.args) if wanted else None
+    return dx, dw, None, None, None
+
+
+def _save_grad(ctx, inputs, output):
+    dy, other, _, *ctx.args = inputs
+    ctx.save_for_backward(dy, other)
+
+
+def _input_grad_backward(ctx, v):
+    dy, w = ctx.saved_tensors
+    grad_dy = _conv2d(v, w, *ctx.args) if ctx.needs_input_grad[0] else None
+    wanted = ctx.needs_input_grad[1] and weight_gradients_wanted()
+    grad_w = conv2d_weight_grad(dy, v, w.shape, *ctx.args) if wanted else None
+    return grad_dy, grad_w, None, None, None, None
+
+
+def _weight_grad_backward(ctx, v):
+    dy, x = ctx.saved_tensors
+    grad_dy = _conv2d(x, v, *ctx.args) if ctx.needs_input_grad[0] else None
+    grad_x = conv2d_input_grad(dy, v, x.shape, *ctx.args) if ctx.needs_input_grad[1] else None
+    return grad_dy, grad_x, None, None, None, None
+
+
+_conv2d.register_autograd(_backward, setup_context=_save)
+conv2d_input_grad.register_autograd(_input_grad_backward, setup_context=_save_grad)
+conv2d_weight_grad.register_autograd(_weight_grad_backward, setup_context=_save_grad)
+
+# -- public -----------------------------------------------------------------------------------------------------------
+
+
+def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, *, transposed: bool = False) -> Tensor:
+    """Cross-correlation of x [N, I, H, W] with weight [O, I, kh, kw]; or its transpose, with weight [I, O, kh, kw].
+
+    Differentiable to any order; bias belongs to `bias_act`. Raises ValueError where channels or dtypes don't match.
+    """
+    channels = weight.shape[0 if transposed else 1] if weight.ndim == 4 else -1
+    if x.ndim != 4 or channels != x.shape[1]:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, which doesn't fit x of shape {tuple(x.shape)}")
+    if x.dtype != weight.dtype:
+        raise ValueError(f"weight is {weight.dtype}, expected x's {x.dtype}")
+    return _conv2d(x, weight, stride, padding, transposed)
+
+
+def conv2d_resample(
+    x: Tensor,
+    weight: Tensor,
+    f: Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: int = 0,
+    flip_weight: bool = True,
+    *,
+    impl: str | None = None,
+) -> Tensor:
+    """Convolution with up- or downsampling by 2 through the filter f, each at the cheaper place.
+
+    x [N, I, H, W], weight [O, I, k, k] -> [N, O, H·up/down, W·up/down] for padding = k//2. Upsampling is a transposed
+    convolution and then the filter, downsampling the filter and then a strided convolution; a 1x1 kernel runs on the
+    smaller image. `flip_weight=True` correlates (as PyTorch does), False convolves. Differentiable to any order.
+    Raises ValueError for up and down together, or resampling without a filter.
+    """
+    if up not in (1, 2) or down not in (1, 2) or (up, down) == (2, 2):
+        raise ValueError(f"up={up}, down={down}: expected 1 or 2, and not both 2")
+    if (up > 1 or down > 1) and f is None:
+        raise ValueError("f=None, expected the resampling filter where up or down is 2")
+    k = weight.shape[-1]
+    w = weight if flip_weight else weight.flip(2, 3)
+    if up == 1 and down == 1:
+        return conv2d(x, w, padding=padding)
+    fx, fy = f.shape[-1], f.shape[0]
+    if down == 2:
+        pad = [padding + (fx - 1) // 2, padding + (fx - 2) // 2, padding + (fy - 1) // 2, padding + (fy - 2) // 2]
+        if k == 1:
+            return conv2d(upfirdn2d(x, f, down=2, padding=pad, impl=impl), w)
+        return conv2d(upfirdn2d(x, f, padding=pad, impl=impl), w, stride=2)
+    if k == 1:
+        return upfirdn2d(conv2d(x, w), f, up=2, padding=upsample_padding(f, padding), gain=4, impl=impl)
+    # a transposed correlation is a convolution: the kernel is flipped for flip_weight=True instead
+    y = conv2d(x, weight.flip(2, 3).transpose(0, 1) if flip_weight else weight.transpose(0, 1), 2, transposed=True)
+    return upfirdn2d(y, f, padding=transposed_padding(f, k, padding), gain=4, impl=impl)
+
+
+def upsample_padding(f: Tensor, padding: int = 0) -> list[int]:
+    """[x0, x1, y0, y1] of a filter that upsamples by 2 without a shift, where a k x k convolution pads by `padding`."""
+    fx, fy = f.shape[-1], f.shape[0]
+    return [padding + (fx + 1) // 2, padding + (fx - 2) // 2, padding + (fy + 1) // 2, padding + (fy - 2) // 2]
+
+
+def transposed_padding(f: Tensor, k: int, padding: int) -> list[int]:
+    """[x0, x1, y0, y1] of the filter that follows a transposed k x k convolution of stride 2."""
+    fx, fy = f.shape[-1], f.shape[0]
+    shift = padding - (k - 1)
+    return [shift + (fx + 1) // 2, shift + (fx - 2) // 2 + 1, shift + (fy + 1) // 2, shift + (fy - 2) // 2 + 1]

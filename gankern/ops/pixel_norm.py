@@ -1,0 +1,99 @@
+"""Pixel norm: each pixel's feature vector scaled to unit root mean square.
+
+    y = x · r,   r = (mean(x², dim) + eps)^-1/2
+
+    dx = r·dy − r³·x·mean(x·dy)
+
+The gradient is self-adjoint in dy, so the double backward's dy part is the backward op again. First and second order.
+Karras et al. 2018, "Progressive Growing of GANs" (arXiv:1710.10196), section 4.2.
+"""
+
+import torch
+from torch import Tensor
+
+from gankern.ops import _impl
+
+
+def _statistics_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def pixel_norm_reference(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """The definition, in eager PyTorch; statistics in at least float32."""
+    xf = x.to(_statistics_dtype(x))
+    return (xf * (xf.square().mean(dim, keepdim=True) + eps).rsqrt()).to(x.dtype)
+
+
+def pixel_norm_backward_reference(dy: Tensor, x: Tensor, dim: int, eps: float) -> Tensor:
+    """dx, by the equation above."""
+    xf, dyf = x.to(_statistics_dtype(x)), dy.to(_statistics_dtype(x))
+    r = (xf.square().mean(dim, keepdim=True) + eps).rsqrt()
+    return (r * dyf - xf * (r.pow(3) * (xf * dyf).mean(dim, keepdim=True))).to(x.dtype)
+
+
+# -- registration -----------------------------------------------------------------------------------------------------
+
+
+def _forward_impl(x: Tensor, dim: int, eps: float, impl: str) -> Tensor:
+    return pixel_norm_reference(x, dim, eps)
+
+
+def _backward_impl(dy: Tensor, x: Tensor, dim: int, eps: float, impl: str) -> Tensor:
+    return pixel_norm_backward_reference(dy, x, dim, eps)
+
+
+_pixel_norm = torch.library.custom_op("gankern::pixel_norm", _forward_impl, mutates_args=())
+_pixel_norm_backward = torch.library.custom_op("gankern::pixel_norm_backward", _backward_impl, mutates_args=())
+_pixel_norm.register_fake(_forward_impl)
+_pixel_norm_backward.register_fake(_backward_impl)
+
+
+def _save_forward(ctx, inputs, output):
+    x, *ctx.args = inputs
+    ctx.save_for_backward(x)
+
+
+def _backward(ctx, dy):
+    return _pixel_norm_backward(dy, *ctx.saved_tensors, *ctx.args), None, None, None
+
+
+_pixel_norm.register_autograd(_backward, setup_context=_save_forward)
+
+
+def _save_backward(ctx, inputs, output):
+    dy, x, *ctx.args = inputs
+    ctx.save_for_backward(dy, x)
+
+
+def _double_backward(ctx, v):
+    """Gradients of <dx, v>; with a = mean(x·v), m = mean(x·dy), q = mean(v·dy):
+    d/dx = r³·(3·r²·a·m·x − q·x − m·v − a·dy)."""
+    dy, x = ctx.saved_tensors
+    dim, eps, _ = ctx.args
+    grad_dy = _pixel_norm_backward(v, x, *ctx.args) if ctx.needs_input_grad[0] else None
+    grad_x = None
+    if ctx.needs_input_grad[1]:
+        xf, vf, dyf = (t.to(_statistics_dtype(x)) for t in (x, v, dy))
+        r = (xf.square().mean(dim, keepdim=True) + eps).rsqrt()
+        a, m, q = ((s * t).mean(dim, keepdim=True) for s, t in ((xf, vf), (xf, dyf), (vf, dyf)))
+        grad_x = (r.pow(3) * ((3 * r.square() * a * m - q) * xf - m * vf - a * dyf)).to(x.dtype)
+    return grad_dy, grad_x, None, None, None
+
+
+_pixel_norm_backward.register_autograd(_double_backward, setup_context=_save_backward)
+_impl.declare("pixel_norm", "reference")
+
+# -- public -----------------------------------------------------------------------------------------------------------
+
+
+def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-8, *, impl: str | None = None) -> Tensor:
+    """x · rsqrt(mean(x², dim) + eps): unit root mean square along `dim` (not unit length); differentiable twice.
+
+    `x`: any shape of at least one dimension, any float dtype. Raises ValueError for another dtype or a `dim` that x
+    doesn't have. Karras et al. 2018 (arXiv:1710.10196).
+    """
+    if not x.is_floating_point():
+        raise ValueError(f"x has dtype {x.dtype}, expected a floating-point tensor")
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"dim={dim}, expected a dimension of x, whose shape is {tuple(x.shape)}")
+    return _pixel_norm(x, dim % x.ndim, float(eps), _impl.choose("pixel_norm", impl))
