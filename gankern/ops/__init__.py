@@ -1,7 +1,7 @@
 """Fused operators, one file an operator; each is twice differentiable and needs nothing else of gankern."""
 
 from gankern.ops._impl import implementations, use_impl
-from gankern.ops.bias_act import bias_act, bias_act_reference
+from gankern.ops.bias_act import bias_act, bias_act_reference, default_gain
 from gankern.ops.conv2d import conv2d, conv2d_resample, no_weight_gradients
 from gankern.ops.minibatch_stddev import minibatch_stddev, minibatch_stddev_reference
 from gankern.ops.modulated_conv2d import demodulation, modulated_conv2d, modulated_conv2d_reference
@@ -13,6 +13,7 @@ __all__ = [
     "bias_act_reference",
     "conv2d",
     "conv2d_resample",
+    "default_gain",
     "demodulation",
     "downsample2d",
     "implementations",

@@ -79,6 +79,10 @@ def _along(b: Tensor, dim: int, ndim: int) -> Tensor:
     return b.reshape([-1 if i == dim else 1 for i in range(ndim)])
 
 
+def _wide(t: Tensor) -> Tensor:
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
 def _sum_to_bias(dx: Tensor, dim: int) -> Tensor:
     return dx.sum([i for i in range(dx.ndim) if i != dim]) if dx.ndim > 1 else dx
 
@@ -99,12 +103,13 @@ def bias_act_reference(
 
 
 def _argument_and_mask(x, bias, y, dim, act, alpha, gain, clamp) -> tuple[Tensor, Tensor | None]:
-    """What `act`'s derivatives are written in, and where the clamp lets the gradient through (None: everywhere)."""
+    """What `act`'s derivatives are written in, in at least float32, and where the clamp lets the gradient through (None:
+    everywhere), which y tells in its own dtype: there the clamped values are the rounded clamp."""
     if ACTIVATIONS[act].needs_x:
-        argument = x if bias is None else x + _along(bias, dim, x.ndim)
+        argument = _wide(x) if bias is None else _wide(x) + _along(_wide(bias), dim, x.ndim)
         y = ACTIVATIONS[act].f(argument, alpha) * gain if clamp >= 0 else None
     else:
-        argument = y / gain if gain != 0 else y
+        argument = _wide(y) / gain if gain != 0 else _wide(y)
     return argument, y.abs() < clamp if clamp >= 0 else None
 
 
@@ -115,12 +120,12 @@ def _forward_impl(
     x: Tensor, bias: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float, impl: str
 ) -> Tensor:
     if bias is None or act not in ("relu", "lrelu") or gain <= 0:
-        y = bias_act_reference(x, bias, dim, act, alpha, gain, clamp)
-        return y.clone() if y is x else y
+        wide_bias = None if bias is None else _wide(bias)
+        return bias_act_reference(_wide(x), wide_bias, dim, act, alpha, gain, clamp).to(x.dtype)
     # relu and lrelu are positively homogeneous: the gain folds into the sum and saves the CPU a pass
-    y = torch.add(_along(bias * gain, dim, x.ndim), x, alpha=gain)
-    F.leaky_relu_(y, alpha)
-    return y.clamp_(-clamp, clamp) if clamp >= 0 else y
+    y = torch.add(_along(_wide(bias) * gain, dim, x.ndim), _wide(x), alpha=gain)
+    y = F.relu_(y) if act == "relu" else F.leaky_relu_(y, alpha)
+    return (y.clamp_(-clamp, clamp) if clamp >= 0 else y).to(x.dtype)
 
 
 def _backward_impl(
@@ -138,14 +143,15 @@ def _backward_impl(
 ) -> tuple[Tensor, Tensor]:
     """(dx, db); db is empty unless `bias_grad`. y is None where the activation is linear and there is no clamp."""
     if y is None and x is None:
-        dx = dy * gain
+        dx = _wide(dy) * gain
     elif act in ("relu", "lrelu") and clamp < 0 and gain > 0:
-        dx = torch.ops.aten.leaky_relu_backward(dy, y, alpha, True).mul_(gain)
+        dx = torch.ops.aten.leaky_relu_backward(_wide(dy), _wide(y), alpha, True).mul_(gain)
     else:
         argument, mask = _argument_and_mask(x, bias, y, dim, act, alpha, gain, clamp)
-        dx = dy * (ACTIVATIONS[act].slope(argument, alpha) * gain)
+        dx = _wide(dy) * (ACTIVATIONS[act].slope(argument, alpha) * gain)
         dx = dx if mask is None else dx * mask
-    return dx, _sum_to_bias(dx, dim).clone() if bias_grad else dx.new_empty(0)
+    db = _sum_to_bias(dx, dim).to(dy.dtype, copy=True) if bias_grad else dy.new_empty(0)
+    return dx.to(dy.dtype), db
 
 
 _bias_act = torch.library.custom_op("gankern::bias_act", _forward_impl, mutates_args=())
@@ -186,13 +192,13 @@ def _double_backward(ctx, ddx, ddb):
     spec = ACTIVATIONS[act]
     if spec.slope_grad is not None:
         argument, mask = _argument_and_mask(x, bias, y, dim, act, alpha, gain, clamp)
-        t = v * dy * spec.slope_grad(argument)
+        t = _wide(v) * _wide(dy) * spec.slope_grad(argument)
         t = t if mask is None else t * mask
         if spec.needs_x:
-            grad_x = t * gain
-            grad_bias = _sum_to_bias(grad_x, dim) if bias is not None else None
+            grad_x = (t * gain).to(x.dtype)
+            grad_bias = _sum_to_bias(t * gain, dim).to(x.dtype) if bias is not None else None
         else:
-            grad_y = t if gain != 0 else torch.zeros_like(t)
+            grad_y = t.to(y.dtype) if gain != 0 else torch.zeros_like(y)
     return grad_dy, grad_x, grad_bias, grad_y, *[None] * 7
 
 
@@ -208,13 +214,18 @@ def activation_args(
     """The registered ops' (act, alpha, gain, clamp), the activation's own where None; raises ValueError as `bias_act`."""
     if act not in ACTIVATIONS:
         raise ValueError(f"act={act!r}, expected one of {', '.join(ACTIVATIONS)}")
-    if clamp is not None and clamp < 0:
+    if clamp is not None and not clamp >= 0:
         raise ValueError(f"clamp={clamp}, expected None or a number >= 0")
     spec = ACTIVATIONS[act]
     alpha = spec.alpha if alpha is None or act != "lrelu" else float(alpha)
-    if alpha < 0:
+    if not alpha >= 0:
         raise ValueError(f"alpha={alpha}, expected a slope >= 0")
     return act, alpha, spec.gain if gain is None else float(gain), -1.0 if clamp is None else float(clamp)
+
+
+def default_gain(act: str) -> float:
+    """The gain that `bias_act` applies for `act` where none is given."""
+    return ACTIVATIONS[act].gain
 
 
 def check_bias(bias: Tensor, x: Tensor, size: int) -> None:

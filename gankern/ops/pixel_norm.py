@@ -28,7 +28,8 @@ def pixel_norm_backward_reference(dy: Tensor, x: Tensor, dim: int, eps: float) -
     """dx, by the equation above."""
     xf, dyf = x.to(_statistics_dtype(x)), dy.to(_statistics_dtype(x))
     r = (xf.square().mean(dim, keepdim=True) + eps).rsqrt()
-    return (r * dyf - xf * (r.pow(3) * (xf * dyf).mean(dim, keepdim=True))).to(x.dtype)
+    # x's term first: dx takes its memory format, whatever dy's strides are
+    return torch.addcmul(xf * (r.pow(3) * -(xf * dyf).mean(dim, keepdim=True)), r, dyf).to(x.dtype)
 
 
 # -- registration -----------------------------------------------------------------------------------------------------

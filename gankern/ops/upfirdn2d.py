@@ -26,12 +26,12 @@ def setup_filter(
     *,
     device: torch.device | str | None = None,
     normalize: bool = True,
-    separable: bool | None = None,
+    separable: bool = True,
 ) -> Tensor:
     """A float32 filter for `upfirdn2d`, normalised to sum 1: `[k]` (separable) or `[ky, kx]`.
 
-    `taps`: one list for a separable filter, a list of lists for a full one, None for the identity. One list of fewer than
-    8 taps becomes its outer product unless `separable=True`: the form in which the public checkpoints store it.
+    `taps`: one list for a separable filter, a list of lists for a full one, None for the identity. With
+    `separable=False` one list becomes its outer product, the form in which checkpoints store it.
     Raises ValueError for another shape or an empty list.
     """
     f = torch.as_tensor(1.0 if taps is None else taps, dtype=torch.float32, device=device)
@@ -39,10 +39,6 @@ def setup_filter(
         f = f[None]
     if f.ndim not in (1, 2) or f.numel() == 0:
         raise ValueError(f"taps has shape {tuple(f.shape)}, expected one list or a list of lists")
-    if separable is None:
-        separable = f.ndim == 1 and f.numel() >= 8
-    if separable and f.ndim == 2:
-        raise ValueError("separable=True: taps is a list of lists, expected one list")
     if f.ndim == 1 and not separable:
         f = torch.outer(f, f)
     return f / f.sum() if normalize else f

@@ -1,0 +1,131 @@
+"""StyleGAN2 networks from state dicts under the public StyleGAN2-ADA names, every dimension inferred from the shapes."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from gankern.errors import InputError
+from gankern.models.stylegan2 import Discriminator, Generator
+
+
+def _channels(sd: Mapping[str, Tensor], pattern: str, axis: int) -> dict[int, int]:
+    """{resolution: channels} from the weights whose names match."""
+    found = {}
+    for name, value in sd.items():
+        match = re.fullmatch(pattern, name)
+        if match:
+            found[int(match[1])] = value.shape[axis]
+    if not found:
+        raise InputError(
+            f"state dict has no weight named like {pattern}: not a StyleGAN2 network under the public names"
+        )
+    return found
+
+
+def _base_and_max(channels: dict[int, int]) -> tuple[int, int]:
+    """The channel_base and channel_max with which min(base/r, max) gives these channels."""
+    top = max(channels.values())
+    below = [c * r for r, c in channels.items() if c < top]
+    base = max(below) if below else top * max(channels)
+    # channels stored at the cap only bound the base from below
+    base = max([base] + [c * r for r, c in channels.items() if c == top and not below])
+    for r, c in channels.items():
+        if min(base // r, top) != c:
+            raise InputError(
+                f"{c} channels at resolution {r} don't follow min(channel_base/r, channel_max): {channels}"
+            )
+    return base, top
+
+
+def _count_layers(sd: Mapping[str, Tensor]) -> int:
+    return sum(re.fullmatch(r"mapping\.fc\d+\.weight", name) is not None for name in sd)
+
+
+def _load(network: nn.Module, sd: Mapping[str, Tensor]) -> nn.Module:
+    """Copies every entry, refusing a missing, unknown or differently shaped one."""
+    own = network.state_dict()
+    missing, unknown = sorted(own.keys() - sd.keys()), sorted(sd.keys() - own.keys())
+    if missing or unknown:
+        word, names = ("lacks", missing) if missing else ("has the unknown", unknown)
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise InputError(f"state dict {word} {names[0]}{more}")
+    for name, value in sd.items():
+        if own[name].shape != value.shape:
+            raise InputError(f"{name} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}")
+    network.load_state_dict(sd)
+    return network
+
+
+def generator_from_state_dict(sd: Mapping[str, Tensor], *, compute_dtype: torch.dtype = torch.float32) -> Generator:
+    """A `Generator` with these weights; resolution, channels, architecture and dimensions come from the shapes.
+
+    Raises InputError (a ValueError) where names or shapes aren't those of a StyleGAN2 generator.
+    """
+    channels = _channels(sd, r"synthesis\.b(\d+)\.conv1\.weight", 0)
+    resolution = max(channels)
+    base, top = _base_and_max(channels)
+    last = f"synthesis.b{resolution}.torgb.weight"
+    for name in ("mapping.fc0.weight", "mapping.w_avg", last):
+        if name not in sd:
+            raise InputError(f"state dict lacks {name}")
+    w_dim = sd["mapping.w_avg"].shape[0]
+    c_dim = sd["mapping.embed.weight"].shape[1] if "mapping.embed.weight" in sd else 0
+    architecture = "orig"
+    if "synthesis.b8.skip.weight" in sd:
+        architecture = "resnet"
+    elif "synthesis.b4.torgb.weight" in sd:
+        architecture = "skip"
+    network = Generator(
+        z_dim=sd["mapping.fc0.weight"].shape[1] - (w_dim if c_dim else 0),
+        c_dim=c_dim,
+        w_dim=w_dim,
+        img_resolution=resolution,
+        img_channels=sd[last].shape[0],
+        num_mapping_layers=_count_layers(sd),
+        channel_base=base,
+        channel_max=top,
+        architecture=architecture,
+        compute_dtype=compute_dtype,
+    )
+    return _load(network, sd)
+
+
+def discriminator_from_state_dict(
+    sd: Mapping[str, Tensor], *, mbstd_group_size: int | None = 4, compute_dtype: torch.dtype = torch.float32
+) -> Discriminator:
+    """A `Discriminator` with these weights. The minibatch-stddev group isn't in the weights: `mbstd_group_size` gives it.
+
+    Raises InputError (a ValueError) where names or shapes aren't those of a StyleGAN2 discriminator.
+    """
+    for name in ("b4.conv.weight", "b4.out.weight"):
+        if name not in sd:
+            raise InputError(f"state dict lacks {name}: not a StyleGAN2 discriminator under the public names")
+    channels = _channels(sd, r"b(\d+)\.conv0\.weight", 0)
+    resolution = max(channels)
+    channels[4] = sd["b4.conv.weight"].shape[0]
+    base, top = _base_and_max(channels)
+    c_dim = sd["mapping.embed.weight"].shape[1] if "mapping.embed.weight" in sd else 0
+    architecture = "orig"
+    if f"b{resolution}.skip.weight" in sd:
+        architecture = "resnet"
+    elif "b4.fromrgb.weight" in sd:
+        architecture = "skip"
+    fromrgb = f"b{resolution}.fromrgb.weight"
+    if fromrgb not in sd:
+        raise InputError(f"state dict lacks {fromrgb}")
+    network = Discriminator(
+        c_dim=c_dim,
+        img_resolution=resolution,
+        img_channels=sd[fromrgb].shape[1],
+        num_mapping_layers=_count_layers(sd) if c_dim else 8,
+        channel_base=base,
+        channel_max=top,
+        architecture=architecture,
+        cmap_dim=sd["b4.out.weight"].shape[0] if c_dim else None,
+        mbstd_group_size=mbstd_group_size,
+        mbstd_num_channels=sd["b4.conv.weight"].shape[1] - channels[4],
+        compute_dtype=compute_dtype,
+    )
+    return _load(network, sd)

@@ -1,0 +1,1 @@
+"""One file an architecture; each has a Generator and a Discriminator."""

@@ -1,0 +1,371 @@
+"""StyleGAN2: mapping and synthesis networks, discriminator. Karras et al. 2020 (arXiv:1912.04958, arXiv:2006.06676).
+
+Parameter and buffer names and shapes are the public StyleGAN2-ADA checkpoints' own. The loss, style mixing and the moving
+average of w belong to `gankern.training`.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gankern import ops
+from gankern.nn import EqualizedConv2d, EqualizedLinear, ModulatedConv2d, ToRGB
+from gankern.nn.layers import NOISE_MODES
+
+ARCHITECTURES = ("skip", "orig", "resnet")
+FILTER = (1, 3, 3, 1)
+FP16_RESOLUTIONS = 4  # float16 runs the highest four, as published; bfloat16 needs no such care and runs them all
+FP16_CLAMP = 256.0
+
+
+def _resolutions(img_resolution: int) -> list[int]:
+    if img_resolution < 8 or img_resolution & (img_resolution - 1):
+        raise ValueError(f"img_resolution={img_resolution}, expected a power of two >= 8")
+    return [2**i for i in range(2, img_resolution.bit_length())]
+
+
+def _block_dtype(resolution: int, img_resolution: int, compute_dtype: torch.dtype) -> torch.dtype:
+    if compute_dtype == torch.float16 and resolution * 2**FP16_RESOLUTIONS <= img_resolution:
+        return torch.float32
+    return compute_dtype
+
+
+def _check(architecture: str, compute_dtype: torch.dtype) -> None:
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture={architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
+    if compute_dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ValueError(f"compute_dtype={compute_dtype}, expected float32, bfloat16 or float16")
+
+
+class Mapping(nn.Module):
+    """z [N, z_dim] and c [N, c_dim] -> ws [N, num_ws, w_dim] (w [N, w_dim] where num_ws is None).
+
+    z and the embedded c are each normalised to unit RMS, joined, and passed through `num_layers` leaky ReLU layers of
+    learning-rate multiplier 0.01.
+    """
+
+    def __init__(self, z_dim: int, c_dim: int, w_dim: int, num_ws: int | None, num_layers: int = 8):
+        super().__init__()
+        self.z_dim, self.c_dim, self.w_dim, self.num_ws, self.num_layers = z_dim, c_dim, w_dim, num_ws, num_layers
+        if c_dim > 0:
+            self.embed = EqualizedLinear(c_dim, w_dim)
+        features = [z_dim + (w_dim if c_dim > 0 else 0)] + [w_dim] * num_layers
+        for i in range(num_layers):
+            setattr(self, f"fc{i}", EqualizedLinear(features[i], features[i + 1], act="lrelu", lr_multiplier=0.01))
+        if num_ws is not None:
+            self.register_buffer("w_avg", torch.zeros(w_dim))
+
+    def forward(
+        self, z: Tensor | None, c: Tensor | None = None, truncation_psi: float = 1, truncation_cutoff: int | None = None
+    ) -> Tensor:
+        parts = []
+        if self.z_dim > 0:
+            if z is None or z.ndim != 2 or z.shape[1] != self.z_dim:
+                raise ValueError(f"z has shape {None if z is None else tuple(z.shape)}, expected [N, {self.z_dim}]")
+            parts.append(ops.pixel_norm(z.to(self.fc0.weight.dtype)))
+        if self.c_dim > 0:
+            if c is None or c.ndim != 2 or c.shape[1] != self.c_dim:
+                raise ValueError(f"c has shape {None if c is None else tuple(c.shape)}, expected [N, {self.c_dim}]")
+            parts.append(ops.pixel_norm(self.embed(c.to(self.embed.weight.dtype))))
+        w = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        for i in range(self.num_layers):
+            w = getattr(self, f"fc{i}")(w)
+        if self.num_ws is None:
+            return w
+        ws = w[:, None].expand(-1, self.num_ws, -1)
+        if truncation_psi != 1:
+            cut = self.num_ws if truncation_cutoff is None else truncation_cutoff
+            ws = torch.cat([self.w_avg.lerp(ws[:, :cut], truncation_psi), ws[:, cut:]], 1)
+        return ws
+
+
+class SynthesisBlock(nn.Module):
+    """One resolution: conv0 (upsampling; the 4x4 block has the learned constant instead), conv1, and to-RGB or skip."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        resolution: int,
+        img_channels: int,
+        is_last: bool,
+        architecture: str,
+        dtype: torch.dtype,
+        clamp: float | None,
+    ):
+        super().__init__()
+        self.in_channels, self.architecture, self.dtype = in_channels, architecture, dtype
+        self.register_buffer("resample_filter", ops.setup_filter(FILTER, separable=False))
+        if in_channels == 0:
+            self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
+        else:
+            self.conv0 = ModulatedConv2d(in_channels, out_channels, w_dim, resolution, up=2, clamp=clamp)
+        self.conv1 = ModulatedConv2d(out_channels, out_channels, w_dim, resolution, clamp=clamp)
+        self.num_conv = 1 if in_channels == 0 else 2
+        self.has_rgb = is_last or architecture == "skip"
+        if self.has_rgb:
+            self.torgb = ToRGB(out_channels, img_channels, w_dim, clamp=clamp)
+        if in_channels != 0 and architecture == "resnet":
+            self.skip = EqualizedConv2d(in_channels, out_channels, 1, bias=False, up=2)
+
+    def forward(self, x: Tensor | None, img: Tensor | None, ws: Tensor, noise_mode: str) -> tuple[Tensor, Tensor]:
+        w = iter(ws.unbind(1))
+        if self.in_channels == 0:
+            x = self.const.to(self.dtype)[None].expand(ws.shape[0], -1, -1, -1)
+            x = self.conv1(x.contiguous(memory_format=torch.channels_last), next(w), noise_mode)
+        elif self.architecture == "resnet":
+            x = x.to(self.dtype)
+            y = self.skip(x, gain=math.sqrt(0.5))
+            x = self.conv0(x, next(w), noise_mode)
+            x = self.conv1(x, next(w), noise_mode, gain=math.sqrt(0.5)) + y
+        else:
+            x = self.conv0(x.to(self.dtype), next(w), noise_mode)
+            x = self.conv1(x, next(w), noise_mode)
+        if img is not None:
+            img = ops.upsample2d(img, self.resample_filter)
+        if self.has_rgb:
+            y = self.torgb(x, next(w)).to(torch.promote_types(x.dtype, torch.float32))
+            img = y if img is None else img + y
+        return x, img
+
+
+class Synthesis(nn.Module):
+    """ws [N, num_ws, w_dim] -> images [N, C, R, R], float32, nominally in [-1, 1]."""
+
+    def __init__(
+        self,
+        w_dim: int,
+        img_resolution: int,
+        img_channels: int,
+        channel_base: int,
+        channel_max: int,
+        architecture: str,
+        compute_dtype: torch.dtype,
+    ):
+        super().__init__()
+        self.w_dim, self.resolutions = w_dim, _resolutions(img_resolution)
+        clamp = FP16_CLAMP if compute_dtype == torch.float16 else None
+        self.num_ws = 1
+        for res in self.resolutions:
+            block = SynthesisBlock(
+                0 if res == 4 else min(2 * channel_base // res, channel_max),
+                min(channel_base // res, channel_max),
+                w_dim,
+                res,
+                img_channels,
+                is_last=res == img_resolution,
+                architecture=architecture,
+                dtype=_block_dtype(res, img_resolution, compute_dtype),
+                clamp=clamp,
+            )
+            self.num_ws += block.num_conv
+            setattr(self, f"b{res}", block)
+
+    def forward(self, ws: Tensor, noise_mode: str = "random") -> Tensor:
+        if ws.ndim != 3 or tuple(ws.shape[1:]) != (self.num_ws, self.w_dim):
+            raise ValueError(f"ws has shape {tuple(ws.shape)}, expected [N, {self.num_ws}, {self.w_dim}]")
+        if noise_mode not in NOISE_MODES:
+            raise ValueError(f"noise_mode={noise_mode!r}, expected one of {', '.join(NOISE_MODES)}")
+        x = img = None
+        first = 0
+        for res in self.resolutions:
+            block = getattr(self, f"b{res}")
+            # to-RGB shares its w with the next block's first convolution
+            x, img = block(x, img, ws[:, first : first + block.num_conv + block.has_rgb], noise_mode)
+            first += block.num_conv
+        return img
+
+
+class Generator(nn.Module):
+    """StyleGAN2's generator: z [N, z_dim], c [N, c_dim] or None -> images [N, img_channels, R, R] in [-1, 1].
+
+    Channels at resolution r: min(channel_base/r, channel_max). `architecture`: skip (published), orig or resnet.
+    `compute_dtype`: of the synthesis activations; parameters, mapping network and RGB sums stay float32. float16 runs the
+    highest four resolutions, with clamp 256. Raises ValueError for what isn't possible.
+    """
+
+    def __init__(
+        self,
+        z_dim: int = 512,
+        c_dim: int = 0,
+        w_dim: int = 512,
+        img_resolution: int = 256,
+        img_channels: int = 3,
+        num_mapping_layers: int = 8,
+        channel_base: int = 32768,
+        channel_max: int = 512,
+        architecture: str = "skip",
+        compute_dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        _check(architecture, compute_dtype)
+        self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
+        self.img_resolution, self.img_channels = img_resolution, img_channels
+        self.compute_dtype = compute_dtype
+        self.synthesis = Synthesis(
+            w_dim, img_resolution, img_channels, channel_base, channel_max, architecture, compute_dtype
+        )
+        self.num_ws = self.synthesis.num_ws
+        self.mapping = Mapping(z_dim, c_dim, w_dim, self.num_ws, num_mapping_layers)
+        self.config = {
+            "z_dim": z_dim,
+            "c_dim": c_dim,
+            "w_dim": w_dim,
+            "img_resolution": img_resolution,
+            "img_channels": img_channels,
+            "num_mapping_layers": num_mapping_layers,
+            "channel_base": channel_base,
+            "channel_max": channel_max,
+            "architecture": architecture,
+        }
+
+    def forward(
+        self,
+        z: Tensor,
+        c: Tensor | None = None,
+        truncation_psi: float = 1,
+        truncation_cutoff: int | None = None,
+        noise_mode: str = "random",
+    ) -> Tensor:
+        return self.synthesis(self.mapping(z, c, truncation_psi, truncation_cutoff), noise_mode)
+
+
+class DiscriminatorBlock(nn.Module):
+    """One resolution: [from-RGB,] conv0, conv1 (downsampling), and the skip of the resnet architecture."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        mid_channels: int,
+        out_channels: int,
+        img_channels: int,
+        architecture: str,
+        dtype: torch.dtype,
+        clamp: float | None,
+    ):
+        super().__init__()
+        self.architecture, self.dtype = architecture, dtype
+        self.register_buffer("resample_filter", ops.setup_filter(FILTER, separable=False))
+        self.has_rgb = in_channels == 0 or architecture == "skip"
+        if self.has_rgb:
+            self.fromrgb = EqualizedConv2d(img_channels, mid_channels, 1, act="lrelu", clamp=clamp)
+        self.conv0 = EqualizedConv2d(mid_channels, mid_channels, 3, act="lrelu", clamp=clamp)
+        self.conv1 = EqualizedConv2d(mid_channels, out_channels, 3, act="lrelu", down=2, clamp=clamp)
+        if architecture == "resnet":
+            self.skip = EqualizedConv2d(mid_channels, out_channels, 1, bias=False, down=2)
+
+    def forward(self, x: Tensor | None, img: Tensor) -> tuple[Tensor, Tensor]:
+        x = None if x is None else x.to(self.dtype)
+        if self.has_rgb:
+            y = self.fromrgb(img.to(self.dtype))
+            x = y if x is None else x + y
+            img = ops.downsample2d(img, self.resample_filter) if self.architecture == "skip" else img
+        if self.architecture == "resnet":
+            y = self.skip(x, gain=math.sqrt(0.5))
+            return self.conv1(self.conv0(x), gain=math.sqrt(0.5)) + y, img
+        return self.conv1(self.conv0(x)), img
+
+
+class DiscriminatorEpilogue(nn.Module):
+    """4x4: minibatch standard deviation, convolution, two fully connected layers, projection onto the condition."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        cmap_dim: int,
+        img_channels: int,
+        architecture: str,
+        mbstd_group_size: int | None,
+        mbstd_num_channels: int,
+        clamp: float | None,
+    ):
+        super().__init__()
+        self.cmap_dim, self.architecture = cmap_dim, architecture
+        self.mbstd_group_size, self.mbstd_num_channels = mbstd_group_size, mbstd_num_channels
+        if architecture == "skip":
+            self.fromrgb = EqualizedConv2d(img_channels, in_channels, 1, act="lrelu", clamp=clamp)
+        self.conv = EqualizedConv2d(in_channels + mbstd_num_channels, in_channels, 3, act="lrelu", clamp=clamp)
+        self.fc = EqualizedLinear(in_channels * 16, in_channels, act="lrelu")
+        self.out = EqualizedLinear(in_channels, cmap_dim if cmap_dim > 0 else 1)
+
+    def forward(self, x: Tensor, img: Tensor, cmap: Tensor | None) -> Tensor:
+        dtype = self.fc.weight.dtype
+        x = x.to(dtype)
+        if self.architecture == "skip":
+            x = x + self.fromrgb(img.to(dtype))
+        if self.mbstd_num_channels > 0:
+            x = ops.minibatch_stddev(x, self.mbstd_group_size, self.mbstd_num_channels)
+        x = self.out(self.fc(self.conv(x).flatten(1)))
+        return x if cmap is None else (x * cmap).sum(1, keepdim=True) / math.sqrt(self.cmap_dim)
+
+
+class Discriminator(nn.Module):
+    """StyleGAN2's discriminator: img [N, img_channels, R, R], c [N, c_dim] or None -> logits [N, 1], float32.
+
+    `architecture`: resnet (published), orig or skip. Conditioning is by projection. `mbstd_group_size` must divide the batch
+    (None: the whole batch), `mbstd_num_channels=0` leaves the statistic out. `compute_dtype` as in `Generator`; the last
+    layers stay float32.
+    """
+
+    def __init__(
+        self,
+        c_dim: int = 0,
+        img_resolution: int = 256,
+        img_channels: int = 3,
+        num_mapping_layers: int = 8,
+        channel_base: int = 32768,
+        channel_max: int = 512,
+        architecture: str = "resnet",
+        cmap_dim: int | None = None,
+        mbstd_group_size: int | None = 4,
+        mbstd_num_channels: int = 1,
+        compute_dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        _check(architecture, compute_dtype)
+        self.c_dim, self.img_resolution, self.img_channels = c_dim, img_resolution, img_channels
+        self.resolutions = _resolutions(img_resolution)[::-1]
+        clamp = FP16_CLAMP if compute_dtype == torch.float16 else None
+        channels = {res: min(channel_base // res, channel_max) for res in self.resolutions}
+        cmap_dim = 0 if c_dim == 0 else channels[4] if cmap_dim is None else cmap_dim
+        for res in self.resolutions[:-1]:
+            block = DiscriminatorBlock(
+                0 if res == img_resolution else channels[res],
+                channels[res],
+                channels[res // 2],
+                img_channels,
+                architecture,
+                _block_dtype(res, img_resolution, compute_dtype),
+                clamp,
+            )
+            setattr(self, f"b{res}", block)
+        if c_dim > 0:
+            self.mapping = Mapping(0, c_dim, cmap_dim, None, num_mapping_layers)
+        self.b4 = DiscriminatorEpilogue(
+            channels[4], cmap_dim, img_channels, architecture, mbstd_group_size, mbstd_num_channels, clamp
+        )
+        self.config = {
+            "c_dim": c_dim,
+            "img_resolution": img_resolution,
+            "img_channels": img_channels,
+            "num_mapping_layers": num_mapping_layers,
+            "channel_base": channel_base,
+            "channel_max": channel_max,
+            "architecture": architecture,
+            "cmap_dim": cmap_dim,
+            "mbstd_group_size": mbstd_group_size,
+            "mbstd_num_channels": mbstd_num_channels,
+        }
+
+    def forward(self, img: Tensor, c: Tensor | None = None) -> Tensor:
+        shape = (self.img_channels, self.img_resolution, self.img_resolution)
+        if img.ndim != 4 or tuple(img.shape[1:]) != shape:
+            raise ValueError(f"img has shape {tuple(img.shape)}, expected [N, {', '.join(map(str, shape))}]")
+        img = img.contiguous(memory_format=torch.channels_last)
+        x = None
+        for res in self.resolutions[:-1]:
+            x, img = getattr(self, f"b{res}")(x, img)
+        cmap = self.mapping(None, c) if self.c_dim > 0 else None
+        return self.b4(x, img, cmap)

@@ -1,0 +1,168 @@
+"""Layers of the StyleGAN family over `gankern.ops`. Parameters stay float32 masters; activations keep their own dtype."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gankern import ops
+
+NOISE_MODES = ("random", "const", "none")
+
+
+class EqualizedLinear(nn.Module):
+    """Fully connected layer with equalized learning rate: act(x · (w·g)ᵀ + b·lr), g = lr/√in.
+
+    x [..., in_features] -> [..., out_features]. Weights start at N(0, 1)/lr, biases at `bias_init`; `lr_multiplier` scales
+    both at run time. `act`, its gain and slope as in `ops.bias_act`. Karras et al. 2018 (arXiv:1710.10196), section 4.1.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        act: str = "linear",
+        lr_multiplier: float = 1.0,
+        bias_init: float = 0.0,
+    ):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full([out_features], bias_init / lr_multiplier)) if bias else None
+        self.act, self.lr_multiplier = act, lr_multiplier
+        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = (self.weight * self.weight_gain).to(x.dtype)
+        b = None if self.bias is None else (self.bias * self.lr_multiplier).to(x.dtype)
+        if self.act == "linear":
+            return nn.functional.linear(x, w, b)
+        return ops.bias_act(x @ w.t(), b, dim=x.ndim - 1, act=self.act)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, act={self.act}, lr_multiplier={self.lr_multiplier}"
+
+
+class EqualizedConv2d(nn.Module):
+    """Convolution with equalized learning rate, resampling, bias and activation.
+
+    x [N, I, H, W] -> [N, O, H·up/down, W·up/down]. The weight starts at N(0, 1) and is multiplied by 1/√(I·k²) at run time.
+    `gain` of the call multiplies the result and the clamp. Karras et al. 2018 and 2020 (arXiv:1912.04958).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        bias: bool = True,
+        act: str = "linear",
+        up: int = 1,
+        down: int = 1,
+        resample_filter: Sequence[float] = (1, 3, 3, 1),
+        clamp: float | None = None,
+    ):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.register_buffer("resample_filter", ops.setup_filter(resample_filter, separable=False))
+        self.act, self.up, self.down, self.clamp = act, up, down, clamp
+        self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
+
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        plain = self.bias is None and self.act == "linear" and self.clamp is None
+        w = self.weight * (self.weight_gain * (gain if plain else 1.0))
+        y = ops.conv2d_resample(
+            x,
+            w.to(x.dtype),
+            self.resample_filter,
+            up=self.up,
+            down=self.down,
+            padding=self.weight.shape[-1] // 2,
+            flip_weight=self.up == 1,
+        )
+        if plain:
+            return y
+        b = None if self.bias is None else self.bias.to(x.dtype)
+        clamp = None if self.clamp is None else self.clamp * gain
+        return ops.bias_act(y, b, act=self.act, gain=gain * ops.default_gain(self.act), clamp=clamp)
+
+    def extra_repr(self) -> str:
+        o, i, k, _ = self.weight.shape
+        return f"{i}, {o}, kernel_size={k}, act={self.act}, up={self.up}, down={self.down}"
+
+
+class ModulatedConv2d(nn.Module):
+    """StyleGAN2's synthesis layer: style affine, modulated 3x3 convolution, noise, bias, leaky ReLU.
+
+    x [N, I, H, W], w [N, w_dim] -> [N, O, H·up, W·up]; `resolution` is the output's, for `noise_const`.
+    Karras et al. 2020 (arXiv:1912.04958).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        resolution: int,
+        kernel_size: int = 3,
+        up: int = 1,
+        act: str = "lrelu",
+        resample_filter: Sequence[float] = (1, 3, 3, 1),
+        clamp: float | None = None,
+    ):
+        super().__init__()
+        self.affine = EqualizedLinear(w_dim, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.register_buffer("noise_const", torch.randn(resolution, resolution))
+        self.register_buffer("resample_filter", ops.setup_filter(resample_filter, separable=False))
+        self.up, self.act, self.clamp, self.resolution = up, act, clamp, resolution
+
+    def forward(self, x: Tensor, w: Tensor, noise_mode: str = "random", gain: float = 1.0) -> Tensor:
+        noise = None
+        if noise_mode == "random":
+            shape = [x.shape[0], 1, self.resolution, self.resolution]
+            noise = torch.randn(shape, device=x.device) * self.noise_strength
+        elif noise_mode == "const":
+            noise = self.noise_const * self.noise_strength
+        return ops.modulated_conv2d(
+            x,
+            self.weight,
+            self.affine(w),
+            noise=noise,
+            up=self.up,
+            padding=self.weight.shape[-1] // 2,
+            resample_filter=self.resample_filter,
+            flip_weight=self.up == 1,
+            bias=self.bias.to(x.dtype),
+            act=self.act,
+            gain=gain * ops.default_gain(self.act),
+            clamp=None if self.clamp is None else self.clamp * gain,
+        )
+
+    def extra_repr(self) -> str:
+        o, i, k, _ = self.weight.shape
+        return f"{i}, {o}, kernel_size={k}, up={self.up}, resolution={self.resolution}"
+
+
+class ToRGB(nn.Module):
+    """Modulated 1x1 convolution to colour channels, without demodulation: x [N, I, H, W], w [N, w_dim] -> [N, C, H, W]."""
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, clamp: float | None = None):
+        super().__init__()
+        self.affine = EqualizedLinear(w_dim, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.clamp = clamp
+        self.weight_gain = 1 / math.sqrt(in_channels)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        styles = self.affine(w) * self.weight_gain
+        bias = self.bias.to(x.dtype)
+        return ops.modulated_conv2d(x, self.weight, styles, demodulate=False, bias=bias, clamp=self.clamp)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
