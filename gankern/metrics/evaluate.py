@@ -1,0 +1,86 @@
+"""Scores of a generator against a dataset, in bounded memory: what snapshots and `gankern metrics` share."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gankern.data import ImageDataset
+from gankern.errors import InputError
+from gankern.metrics.descriptors import DescriptorCollector
+from gankern.metrics.floor import SWDScore, disjoint_halves, swd_with_floor
+from gankern.metrics.structural import ms_ssim_diversity
+from gankern.models.sampling import sample_images
+
+MAX_IMAGES = 16384
+MIN_SWD_RESOLUTION = 16
+_REAL_BATCH = 64
+
+
+class Evaluator:
+    """Scores over `count` samples (default: half of the reals, at most 16384), always of the same latents, labels and
+    reals, so that scores of several networks compare. `device` None: the GPU where there is one.
+
+    Raises InputError where the dataset has fewer than 2·count images.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        count: int | None = None,
+        *,
+        seed: int = 0,
+        batch: int = 32,
+        device: torch.device | str | None = None,
+    ):
+        self.dataset, self.seed, self.batch, self.device = dataset, seed, batch, device
+        count = min(len(dataset) // 2, MAX_IMAGES) if count is None else count
+        self.halves = disjoint_halves(len(dataset), count, seed)
+        self.count = count
+        self._reals: list[DescriptorCollector] | None = None
+
+    def conditions(self, network: nn.Module, n: int) -> tuple[Tensor, Tensor]:
+        """Latents [n, z_dim], and labels [n, c_dim] drawn from the dataset: the same at every call."""
+        rng = np.random.RandomState(self.seed)
+        latents = torch.from_numpy(rng.randn(n, network.z_dim)).float()
+        if network.c_dim == 0:
+            return latents, torch.empty(n, 0)
+        if self.dataset.label_dim != network.c_dim:
+            raise InputError(
+                f"{self.dataset.name}: labels of {self.dataset.label_dim} numbers, "
+                f"but the network is conditioned on {network.c_dim}"
+            )
+        return latents, torch.from_numpy(self.dataset.label_rows(rng.randint(len(self.dataset), size=n)))
+
+    def fakes(self, network: nn.Module) -> Iterator[Tensor]:
+        """uint8 batches of `count` samples with constant noise."""
+        return sample_images(network, *self.conditions(network, self.count), self.batch)
+
+    def reals(self, half: int) -> Iterator[np.ndarray]:
+        """uint8 batches of one of the two disjoint sets of `count` reals."""
+        indices = self.halves[half]
+        for part in np.array_split(indices, -(-len(indices) // _REAL_BATCH)):
+            yield np.stack([self.dataset.image(i) for i in part])
+
+    def swd(self, network: nn.Module) -> SWDScore:
+        """SWD of the network's samples, with the floor of as many reals against other reals."""
+        if self.dataset.resolution < MIN_SWD_RESOLUTION:
+            raise InputError(f"swd: images are {self.dataset.resolution} px, expected {MIN_SWD_RESOLUTION} or more")
+        if self._reals is None:
+            self._reals = [self._collect(self.reals(half), self.seed + half) for half in (0, 1)]
+        return swd_with_floor(*self._reals, self._collect(self.fakes(network), self.seed + 2), device=self.device)
+
+    def ms_ssim(self, network: nn.Module) -> tuple[float, float]:
+        """Mean MS-SSIM of pairs of samples, and of as many pairs of reals: lower means more diverse."""
+        return (
+            ms_ssim_diversity(self.fakes(network), device=self.device),
+            ms_ssim_diversity(self.reals(0), device=self.device),
+        )
+
+    def _collect(self, batches: Iterator, seed: int) -> DescriptorCollector:
+        shape = self.dataset.resolution, self.dataset.channels, self.count
+        collector = DescriptorCollector(*shape, seed, device=self.device)
+        for images in batches:
+            collector.add(images)
+        return collector
