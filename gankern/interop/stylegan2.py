@@ -1,4 +1,5 @@
-"""StyleGAN2 networks from state dicts under the public StyleGAN2-ADA names, every dimension inferred from the shapes."""
+"""StyleGAN2 networks from state dicts under the public StyleGAN2-ADA names, every dimension inferred from the
+shapes."""
 
 import re
 from collections.abc import Mapping
@@ -95,7 +96,8 @@ def generator_from_state_dict(sd: Mapping[str, Tensor], *, compute_dtype: torch.
 def discriminator_from_state_dict(
     sd: Mapping[str, Tensor], *, mbstd_group_size: int | None = 4, compute_dtype: torch.dtype = torch.float32
 ) -> Discriminator:
-    """A `Discriminator` with these weights. The minibatch-stddev group isn't in the weights: `mbstd_group_size` gives it.
+    """A `Discriminator` with these weights. The minibatch-stddev group isn't in the weights: `mbstd_group_size` gives
+    it.
 
     Raises InputError (a ValueError) where names or shapes aren't those of a StyleGAN2 discriminator.
     """

@@ -1,7 +1,7 @@
 """StyleGAN2: mapping and synthesis networks, discriminator. Karras et al. 2020 (arXiv:1912.04958, arXiv:2006.06676).
 
-Parameter and buffer names and shapes are the public StyleGAN2-ADA checkpoints' own. The loss, style mixing and the moving
-average of w belong to `gankern.training`.
+Parameter and buffer names and shapes are the public StyleGAN2-ADA checkpoints' own. The loss, style mixing and the
+moving average of w belong to `gankern.training`.
 """
 
 import math
@@ -182,8 +182,8 @@ class Generator(nn.Module):
     """StyleGAN2's generator: z [N, z_dim], c [N, c_dim] or None -> images [N, img_channels, R, R] in [-1, 1].
 
     Channels at resolution r: min(channel_base/r, channel_max). `architecture`: skip (published), orig or resnet.
-    `compute_dtype`: of the synthesis activations; parameters, mapping network and RGB sums stay float32. float16 runs the
-    highest four resolutions, with clamp 256. Raises ValueError for what isn't possible.
+    `compute_dtype`: of the synthesis activations; parameters, mapping network and RGB sums stay float32. float16 runs
+    the highest four resolutions, with clamp 256. Raises ValueError for what isn't possible.
     """
 
     def __init__(
@@ -304,9 +304,9 @@ class DiscriminatorEpilogue(nn.Module):
 class Discriminator(nn.Module):
     """StyleGAN2's discriminator: img [N, img_channels, R, R], c [N, c_dim] or None -> logits [N, 1], float32.
 
-    `architecture`: resnet (published), orig or skip. Conditioning is by projection. `mbstd_group_size` must divide the batch
-    (None: the whole batch), `mbstd_num_channels=0` leaves the statistic out. `compute_dtype` as in `Generator`; the last
-    layers stay float32.
+    `architecture`: resnet (published), orig or skip. Conditioning is by projection. `mbstd_group_size` must divide
+    the batch (None: the whole batch), `mbstd_num_channels=0` leaves the statistic out. `compute_dtype` as in
+    `Generator`; the last layers stay float32.
     """
 
     def __init__(

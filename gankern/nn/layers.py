@@ -1,4 +1,5 @@
-"""Layers of the StyleGAN family over `gankern.ops`. Parameters stay float32 masters; activations keep their own dtype."""
+"""Layers of the StyleGAN family over `gankern.ops`. Parameters stay float32 masters; activations keep their own
+dtype."""
 
 import math
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ NOISE_MODES = ("random", "const", "none")
 class EqualizedLinear(nn.Module):
     """Fully connected layer with equalized learning rate: act(x · (w·g)ᵀ + b·lr), g = lr/√in.
 
-    x [..., in_features] -> [..., out_features]. Weights start at N(0, 1)/lr, biases at `bias_init`; `lr_multiplier` scales
-    both at run time. `act`, its gain and slope as in `ops.bias_act`. Karras et al. 2018 (arXiv:1710.10196), section 4.1.
+    x [..., in_features] -> [..., out_features]. Weights start at N(0, 1)/lr, biases at `bias_init`; `lr_multiplier`
+    scales both at run time. `act`, its gain and slope as in `ops.bias_act`. Karras et al. 2018 (arXiv:1710.10196),
+    section 4.1.
     """
 
     def __init__(
@@ -47,8 +49,8 @@ class EqualizedLinear(nn.Module):
 class EqualizedConv2d(nn.Module):
     """Convolution with equalized learning rate, resampling, bias and activation.
 
-    x [N, I, H, W] -> [N, O, H·up/down, W·up/down]. The weight starts at N(0, 1) and is multiplied by 1/√(I·k²) at run time.
-    `gain` of the call multiplies the result and the clamp. Karras et al. 2018 and 2020 (arXiv:1912.04958).
+    x [N, I, H, W] -> [N, O, H·up/down, W·up/down]. The weight starts at N(0, 1) and is multiplied by 1/√(I·k²) at run
+    time. `gain` of the call multiplies the result and the clamp. Karras et al. 2018 and 2020 (arXiv:1912.04958).
     """
 
     def __init__(
@@ -149,7 +151,8 @@ class ModulatedConv2d(nn.Module):
 
 
 class ToRGB(nn.Module):
-    """Modulated 1x1 convolution to colour channels, without demodulation: x [N, I, H, W], w [N, w_dim] -> [N, C, H, W]."""
+    """Modulated 1x1 convolution to colour channels, without demodulation: x [N, I, H, W], w [N, w_dim] -> [N, C, H,
+    W]."""
 
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, clamp: float | None = None):
         super().__init__()

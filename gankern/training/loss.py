@@ -1,6 +1,7 @@
 """Losses of StyleGAN2: non-saturating logistic, R1, path length.
 
-Goodfellow et al. 2014 (arXiv:1406.2661), Mescheder et al. 2018 (arXiv:1801.04406), Karras et al. 2020 (arXiv:1912.04958).
+Goodfellow et al. 2014 (arXiv:1406.2661), Mescheder et al. 2018 (arXiv:1801.04406), Karras et al. 2020
+(arXiv:1912.04958).
 """
 
 import torch

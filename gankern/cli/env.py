@@ -1,0 +1,39 @@
+"""`gankern env`: what a person pastes in a bug report."""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+
+PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "tqdm", "tensorboard", "matplotlib")
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds `env`."""
+    parser = subparsers.add_parser("env", help="print versions, devices and each operator's implementation")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from gankern import __version__, ops
+
+    print(f"gankern      {__version__}")
+    print(f"python       {platform.python_version()} on {platform.platform()}, {os.cpu_count()} CPUs")
+    for name in PACKAGES:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            version = "not installed"
+        print(f"{name:<12} {version}")
+    print(f"cuda         {torch.version.cuda or 'torch was built without it'}, cudnn {torch.backends.cudnn.version()}")
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            p = torch.cuda.get_device_properties(i)
+            print(f"gpu {i}        {p.name}, sm_{p.major}{p.minor}, {p.total_memory / 1e9:.0f} GB")
+    else:
+        print("gpu          none that torch can use")
+    for op, row in ops.implementations().items():
+        print(f"{op:<18} {row['choice']} ({row['why']}; available: {row['available']})")
+    return 0

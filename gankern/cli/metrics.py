@@ -1,0 +1,54 @@
+"""`gankern metrics`: scores of a network file against a dataset."""
+
+import argparse
+import json
+
+from gankern.data import open_dataset
+from gankern.errors import InputError
+from gankern.metrics import METRICS, check_metric_names
+from gankern.metrics.evaluate import Evaluator
+from gankern.models.files import load_network
+from gankern.training.loop import pick_device
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds `metrics`."""
+    parser = subparsers.add_parser(
+        "metrics",
+        help="score a network against images",
+        description="SWD stands beside its floor, the distance of as many reals to other reals; MS-SSIM of pairs of "
+        "samples beside that of pairs of reals.",
+    )
+    parser.set_defaults(func=run)
+    parser.add_argument("--network", required=True, metavar="FILE", help="network-*.safetensors")
+    parser.add_argument("--data", required=True, metavar="PATH", help="folder or zip of images")
+    parser.add_argument("--metrics", default=",".join(METRICS), metavar="LIST", help="default " + ",".join(METRICS))
+    parser.add_argument("--num", type=int, metavar="N", help="images a set (default: half of the reals, at most 16384)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="images at a time (default 32)")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    names = check_metric_names(args.metrics)
+    for name in ("num", "batch"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise InputError(f"--{name} {getattr(args, name)}: expected a whole number >= 1")
+    device = pick_device(args.device)
+    network, header = load_network(args.network, device)
+    dataset = open_dataset(args.data, resolution=network.img_resolution, use_labels=network.c_dim > 0)
+    evaluator = Evaluator(dataset, args.num, seed=args.seed, batch=args.batch, device=device)
+    result = {"network": args.network, "kimg": header["nimg"] / 1000, "data": args.data, "images": evaluator.count}
+    if "swd" in names:
+        score = evaluator.swd(network)
+        result |= {"swd": score.levels, "swd_floor": score.floor}
+        if not args.json:
+            print(score.table())
+    if "ms_ssim" in names:
+        result["ms_ssim"], result["ms_ssim_real"] = evaluator.ms_ssim(network)
+        if not args.json:
+            print(f"MS-SSIM of pairs of samples {result['ms_ssim']:.4f}, of reals {result['ms_ssim_real']:.4f}")
+    if args.json:
+        print(json.dumps(result))
+    return 0

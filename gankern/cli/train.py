@@ -1,0 +1,97 @@
+"""`gankern train`: begins or continues a run."""
+
+import argparse
+from pathlib import Path
+
+from gankern.training.config import ARCHITECTURES, PRECISIONS, PRESETS
+from gankern.training.loop import train
+from gankern.training.start import claim, configure, describe
+
+NOT_CONFIG = ("command", "func", "out", "resume", "dry_run", "cond")
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds `train`."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a network; the same command again continues",
+        description="Trains StyleGAN2 on a folder or zip of square images. Running the same command again, or "
+        "--resume DIR, continues where the run stopped. An option that isn't given comes from the preset.",
+    )
+    parser.set_defaults(func=run)
+    _what(parser.add_argument_group("what"))
+    _networks(parser.add_argument_group("networks"))
+    _optimisation(parser.add_argument_group("optimisation"))
+    _running(parser.add_argument_group("running (may change when a run is continued)"))
+
+
+def _flag(group, name: str, text: str) -> None:
+    group.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=text)
+
+
+def _what(group) -> None:
+    group.add_argument("--data", metavar="PATH", help="folder or zip of square images of one power-of-two size")
+    group.add_argument("--out", metavar="DIR", help="the run's folder (default runs/<data>-<preset>)")
+    group.add_argument(
+        "--resume", nargs="?", const="", metavar="DIR", help="continue the run in DIR (or --out); refuse a new one"
+    )
+    group.add_argument("--preset", choices=PRESETS, help="published hyperparameters (default auto)")
+    group.add_argument("--resolution", type=int, metavar="R", help="reduce the images to this size (a power of two)")
+    _flag(group, "--mirror", "show each image mirrored as well")
+    _flag(group, "--cond", "condition on the dataset's labels")
+    group.add_argument("--max-images", type=int, metavar="N", help="use N of the images, evenly spread")
+    _flag(group, "--skip-bad", "leave out images that can't be decoded")
+    group.add_argument("--seed", type=int, metavar="S", help="of all random numbers (default 0)")
+    group.add_argument("--dry-run", action="store_true", help="print options, sizes and a memory estimate, and stop")
+
+
+def _networks(group) -> None:
+    group.add_argument("--channel-base", type=int, metavar="N", help="channels at resolution r: min(N/r, channel max)")
+    group.add_argument("--channel-max", type=int, metavar="N")
+    group.add_argument("--z-dim", type=int, metavar="N")
+    group.add_argument("--w-dim", type=int, metavar="N")
+    group.add_argument("--mapping-layers", type=int, metavar="N")
+    group.add_argument("--g-architecture", choices=ARCHITECTURES, help="generator (default skip)")
+    group.add_argument("--d-architecture", choices=ARCHITECTURES, help="discriminator (default resnet)")
+    group.add_argument("--mbstd-group", type=int, metavar="N", help="samples that minibatch stddev compares")
+    group.add_argument("--precision", choices=PRECISIONS, help="of the activations (default fp32)")
+
+
+def _optimisation(group) -> None:
+    group.add_argument("--batch", type=int, metavar="N", help="images a step")
+    group.add_argument("--gamma", type=float, metavar="G", help="weight of R1")
+    group.add_argument("--g-lr", type=float, metavar="LR", help="generator's learning rate")
+    group.add_argument("--d-lr", type=float, metavar="LR", help="discriminator's learning rate")
+    group.add_argument("--r1-interval", type=int, metavar="STEPS", help="steps between R1 regularisations (default 16)")
+    group.add_argument("--pl-weight", type=float, metavar="W", help="weight of path length, 0 for none (default 2)")
+    group.add_argument("--pl-interval", type=int, metavar="STEPS", help="steps between path lengths (default 4)")
+    group.add_argument("--style-mixing", type=float, metavar="P", help="probability of style mixing (default 0.9)")
+    group.add_argument("--ema-kimg", type=float, metavar="KIMG", help="half-life of the generator's moving average")
+    group.add_argument("--ema-rampup", type=float, metavar="R", help="limits the half-life to R times the images shown")
+
+
+def _running(group) -> None:
+    group.add_argument("--kimg", type=float, metavar="KIMG", help="length of the run, in thousands of images shown")
+    group.add_argument("--batch-gpu", type=int, metavar="N", help="images at a time, accumulated to --batch")
+    group.add_argument("--tick", type=float, metavar="KIMG", help="between two lines of statistics (default 4)")
+    group.add_argument("--snap", type=int, metavar="TICKS", help="between two snapshots (default 50)")
+    group.add_argument("--checkpoint-minutes", type=float, metavar="M", help="between checkpoints besides (default 10)")
+    group.add_argument("--keep", type=int, metavar="N", help="checkpoints to keep (default 2)")
+    group.add_argument("--metric-images", type=int, metavar="N", help="images of each snapshot's SWD, 0 for none")
+    group.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--workers", type=int, metavar="N", help="processes that decode images which don't fit memory")
+    group.add_argument("--memory-gb", type=float, metavar="GB", help="decode all images once if they fit this much")
+
+
+def run(args: argparse.Namespace) -> int:
+    explicit = {k: v for k, v in vars(args).items() if k not in NOT_CONFIG and v is not None}
+    out = args.resume or args.out or f"runs/{Path(args.data or 'data').stem}-{args.preset or 'auto'}"
+    config = configure(Path(out), explicit, labels=args.cond, must_exist=args.resume is not None)
+    if args.dry_run:
+        print(describe(config))
+        return 0
+    folder = claim(Path(out), config)
+    try:
+        return train(config, folder)
+    finally:
+        folder.close()

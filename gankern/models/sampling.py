@@ -1,0 +1,64 @@
+"""Images from a generator: seeds to latents, batches of uint8."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gankern.errors import InputError
+
+
+def parse_seeds(text: str) -> list[int]:
+    """ "0-7,42" -> [0, ..., 7, 42]. Raises InputError for anything else; seeds lie in [0, 2^32)."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < 2**32:
+            raise InputError(f"--seeds {text}: expected numbers and ranges below 2^32, such as 0-7,42")
+        seeds.extend(range(first, last + 1))
+    return seeds
+
+
+def seed_latents(seeds: Sequence[int], z_dim: int) -> Tensor:
+    """z [N, z_dim] as every StyleGAN tool draws it: numpy's RandomState(seed).randn(1, z_dim) for each seed."""
+    return torch.from_numpy(np.concatenate([np.random.RandomState(s).randn(1, z_dim) for s in seeds])).float()
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[N, C, H, W] in [-1, 1] -> uint8 on the same device, clipped; 0 and 255 stand for -1 and 1."""
+    return (images.float() * 127.5 + 128).clamp_(0, 255).to(torch.uint8)
+
+
+@torch.no_grad()
+def sample_images(
+    network: nn.Module,
+    latents: Tensor,
+    labels: Tensor,
+    batch: int,
+    *,
+    truncation_psi: float = 1,
+    truncation_cutoff: int | None = None,
+    noise_mode: str = "const",
+) -> Iterator[Tensor]:
+    """uint8 batches [n <= batch, C, R, R] on the network's device; no random numbers are drawn unless noise is
+    random."""
+    device = next(network.parameters()).device
+    for z, c in zip(latents.split(batch), labels.split(batch), strict=True):
+        yield to_uint8(network(z.to(device), c.to(device), truncation_psi, truncation_cutoff, noise_mode))
+
+
+def class_labels(network: nn.Module, number: int | None, n: int) -> Tensor:
+    """One-hot conditions [n, c_dim] of a class; [n, 0] for an unconditional network. Raises InputError naming
+    --class."""
+    if network.c_dim == 0:
+        if number is not None:
+            raise InputError(f"--class {number}: the network is not conditional")
+        return torch.empty(n, 0)
+    if number is None:
+        raise InputError(f"--class: the network is conditional, expected a class from 0 to {network.c_dim - 1}")
+    if not 0 <= number < network.c_dim:
+        raise InputError(f"--class {number}: expected a class from 0 to {network.c_dim - 1}")
+    return torch.nn.functional.one_hot(torch.full([n], number), network.c_dim).float()

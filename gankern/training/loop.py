@@ -1,0 +1,227 @@
+"""The training loop: from a config and a run folder to trained networks, stopping and continuing at any step."""
+
+import resource
+import signal
+import time
+
+import torch
+
+from gankern.data import BatchStream, ImageDataset, open_dataset
+from gankern.errors import InputError
+from gankern.training.checkpoint import newest_good_checkpoint, save_checkpoint
+from gankern.training.config import Config
+from gankern.training.rundir import RunDir
+from gankern.training.snapshot import Snapshots
+from gankern.training.step import Trainer
+
+LIVE_SECONDS = 0.5
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is the GPU where there is one. Raises InputError for a device that isn't there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name}: unknown, expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"--device {name}: not available here, expected cpu" + " or cuda" * torch.cuda.is_available())
+    return device
+
+
+def open_data(config: Config) -> ImageDataset:
+    """The config's dataset; raises InputError where it isn't the one that the run began with."""
+    dataset = open_dataset(
+        config.data,
+        resolution=config.resolution,
+        use_labels=config.c_dim > 0,
+        max_images=config.max_images,
+        skip_bad=config.skip_bad,
+    )
+    if dataset.identity != config.dataset_identity:
+        raise InputError(f"--data {config.data}: its images have changed since this run began; give another --out")
+    return dataset
+
+
+def train(config: Config, run: RunDir) -> int:
+    """Trains until config.kimg or until a signal asks to stop; returns 0, or 128 + the signal's number.
+
+    Continues from the newest good checkpoint in `run`. Raises InputError for what a person can mend and NonFiniteError
+    for a diverged run.
+    """
+    device = pick_device(config.device)
+    dataset = open_data(config)
+    run.log(dataset.summary())
+    torch.manual_seed(config.seed)
+    with _stream(config, dataset, device) as stream, _StopSignals() as stop:
+        trainer = Trainer(config, device, _label_sampler(dataset, config), run.log)
+        snapshots = Snapshots(config, run, dataset, device)
+        if not _restore(run, trainer, stream):
+            snapshots.save_reals()
+            snapshots.take(trainer)
+        saved_at = trainer.nimg
+        progress = _Progress(config, run, trainer)
+        saved_time = time.monotonic()
+
+        while trainer.nimg < config.kimg * 1000 and not stop.signal:
+            images, labels = next(stream)
+            before = trainer.nimg
+            trainer.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+            progress.live()
+
+            ticks = _ticks_passed(config, before, trainer.nimg)
+            if ticks:
+                progress.tick()
+            done = trainer.nimg >= config.kimg * 1000
+            snapshot_due = done or any(t % config.snap == 0 for t in ticks)
+            if snapshot_due:
+                snapshots.take(trainer)
+            minutes = (time.monotonic() - saved_time) / 60
+            if snapshot_due or (config.checkpoint_minutes and minutes >= config.checkpoint_minutes):
+                _save(config, run, trainer, stream)
+                saved_at, saved_time = trainer.nimg, time.monotonic()
+
+        if stop.signal and trainer.nimg != saved_at:
+            _save(config, run, trainer, stream)
+    if stop.signal:
+        run.log(f"stopped at {trainer.nimg / 1000:.1f} of {config.kimg:g} kimg; continue with: {continue_command(run)}")
+        return 128 + stop.signal
+    run.log(f"done: {trainer.nimg / 1000:.1f} kimg in {run.path}")
+    return 0
+
+
+def continue_command(run: RunDir) -> str:
+    """The command line that continues a run."""
+    return f"gankern train --resume {run.path}"
+
+
+def _stream(config: Config, dataset: ImageDataset, device: torch.device) -> BatchStream:
+    return BatchStream(
+        dataset,
+        config.batch,
+        seed=config.seed,
+        mirror=config.mirror,
+        memory_budget=None if config.memory_gb is None else int(config.memory_gb * 2**30),
+        workers=config.workers,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _label_sampler(dataset: ImageDataset, config: Config):
+    """Conditions for the generator, drawn from the dataset's labels with torch's random state."""
+
+    def sample(n: int) -> torch.Tensor:
+        if config.c_dim == 0:
+            return torch.empty(n, 0)
+        return torch.from_numpy(dataset.label_rows(torch.randint(len(dataset), [n]).numpy()))
+
+    return sample
+
+
+def _restore(run: RunDir, trainer: Trainer, stream: BatchStream) -> bool:
+    """Continues from the newest good checkpoint; False where there is none."""
+    found = newest_good_checkpoint(run.path, run.log)
+    if found is None:
+        return False
+    path, state = found
+    try:
+        stream.load_state_dict(state["data"])
+        trainer.load_state_dict(state["trainer"])
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: doesn't fit this run's networks or data ({first})") from None
+    run.rewind_stats(trainer.nimg)
+    run.log(f"continuing from {path.name}")
+    return True
+
+
+def _save(config: Config, run: RunDir, trainer: Trainer, stream: BatchStream) -> None:
+    state = {"trainer": trainer.state_dict(), "data": stream.state_dict()}
+    save_checkpoint(run.path, state, trainer.nimg, config.keep)
+
+
+def _ticks_passed(config: Config, before: int, after: int) -> range:
+    """The ticks that end in (before, after]: a function of the images alone, so that a continued run ticks alike."""
+    length = config.tick * 1000
+    return range(int(before // length) + 1, int(after // length) + 1)
+
+
+class _Progress:
+    """The live line and the ticks' rows: speed, time to go, losses, memory."""
+
+    def __init__(self, config: Config, run: RunDir, trainer: Trainer):
+        self.config, self.run, self.trainer = config, run, trainer
+        self.begun = self.last_live = time.monotonic()
+        self.begun_nimg = trainer.nimg
+        self.tick_time, self.tick_nimg = self.begun, trainer.nimg
+        self.losses = ""
+
+    def live(self) -> None:
+        now = time.monotonic()
+        if now - self.last_live >= LIVE_SECONDS:
+            self.last_live = now
+            self.run.live(self._line((self.trainer.nimg - self.begun_nimg) / (now - self.begun)))
+
+    def tick(self) -> None:
+        """Writes a row of statistics and a line of the log."""
+        trainer, now = self.trainer, time.monotonic()
+        stats = trainer.phases.pop_stats()
+        speed = (trainer.nimg - self.tick_nimg) / max(now - self.tick_time, 1e-9)
+        self.losses = "".join(f"  {name} {stats[key]:.3f}" for name, key in _SHOWN.items() if key in stats)
+        row = {"nimg": trainer.nimg, "kimg": trainer.nimg / 1000, "step": trainer.steps, "img_s": speed}
+        row |= stats | {"pl_mean": trainer.phases.pl_mean.item(), "skipped": trainer.skipped}
+        row |= {"memory_gb": _memory_gb(trainer.device)}
+        self.run.write_stats(row)
+        self.run.log(self._line(speed))
+        self.tick_time, self.tick_nimg = time.monotonic(), trainer.nimg
+
+    def _line(self, speed: float) -> str:
+        nimg, total = self.trainer.nimg, self.config.kimg * 1000
+        left = max(total - nimg, 0) / max(speed, 1e-9)
+        skipped = f"  skipped {self.trainer.skipped}" if self.trainer.skipped else ""
+        memory = f"  {_memory_gb(self.trainer.device):.1f} GB"
+        return (
+            f"kimg {nimg / 1000:.1f}/{total / 1000:g}  {speed:.1f} img/s  ETA {_duration(left)}"
+            f"{self.losses}{memory}{skipped}"
+        )
+
+
+_SHOWN = {"loss G": "loss/G", "D": "loss/D", "R1": "r1"}
+
+
+def _duration(seconds: float) -> str:
+    minutes = int(seconds // 60)
+    if minutes >= 60:
+        return f"{minutes // 60}h{minutes % 60:02d}m"
+    return f"{minutes}m{int(seconds % 60):02d}s"
+
+
+def _memory_gb(device: torch.device) -> float:
+    """The most memory in use so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+class _StopSignals:
+    """Turns the first SIGINT or SIGTERM into a wish (`signal`) that the loop honours after its step; a second one ends
+    the process as usual."""
+
+    def __init__(self):
+        self.signal = 0
+
+    def __enter__(self) -> "_StopSignals":
+        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, number: int, frame) -> None:
+        self.signal = number
+        self._restore()
+
+    def __exit__(self, *exc_info) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,123 @@
+"""The four losses of StyleGAN2's training, each the mean over one micro-batch, with their latents and statistics.
+
+    G        mean softplus(−D(G(z)))
+    G + PL   weight · interval · (path length − running mean)²
+    D        mean softplus(D(G(z))) + mean softplus(−D(x))
+    D + R1   interval · γ/2 · ‖∇D(x)‖²
+
+What is done with their gradients stands in step.py.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from gankern.models.stylegan2 import Discriminator, Generator
+from gankern.training import loss
+from gankern.training.config import Config
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_networks(config: Config, device: torch.device | str) -> tuple[Generator, Discriminator]:
+    """Generator and discriminator of a config, freshly initialised from torch's random state."""
+    shared = {
+        "c_dim": config.c_dim,
+        "img_resolution": config.resolution,
+        "channel_base": config.channel_base,
+        "channel_max": config.channel_max,
+        "compute_dtype": DTYPES[config.precision],
+    }
+    with torch.device(device):
+        G = Generator(
+            z_dim=config.z_dim,
+            w_dim=config.w_dim,
+            num_mapping_layers=config.mapping_layers,
+            architecture=config.g_architecture,
+            **shared,
+        )
+        D = Discriminator(architecture=config.d_architecture, mbstd_group_size=config.mbstd_group, **shared)
+    return G, D
+
+
+class Phases:
+    """The losses of a generator and a discriminator; what they observe is kept until `pop_stats`.
+
+    `sample_labels(n)` draws conditions [n, c_dim] for the generator. The running path length `pl_mean` is the
+    caller's to update, from `observed_lengths`; likewise w_avg from `observed_w`.
+    """
+
+    def __init__(self, config: Config, G: nn.Module, D: nn.Module, sample_labels: Callable[[int], Tensor]):
+        self.config, self.G, self.D, self.sample_labels = config, G, D, sample_labels
+        self.device = next(G.parameters()).device
+        self.pl_mean = torch.zeros([], device=self.device)
+        self.observed_w: list[Tensor] = []
+        self.observed_lengths: list[Tensor] = []
+        self.stats: dict[str, list[Tensor]] = {}
+
+    def g_main(self, n: int) -> Tensor:
+        """The generator's loss on n samples."""
+        ws, c = self._latents(n)
+        logits = self.D(self.G.synthesis(ws), c)
+        value = loss.generator_loss(logits)
+        self._record("loss/G", value)
+        self._record("logits/fake", logits.mean())
+        return value
+
+    def g_path_length(self, n: int) -> Tensor:
+        """Path-length regularisation on n/pl_shrink samples."""
+        config = self.config
+        ws, _ = self._latents(max(n // config.pl_shrink, 1))
+        img = self.G.synthesis(ws)
+        noise = torch.randn_like(img) / math.sqrt(img.shape[2] * img.shape[3])
+        lengths = loss.path_lengths(img, ws, noise)
+        length = lengths.detach().mean()
+        self.observed_lengths.append(length)
+        penalty = (lengths - self.pl_mean.lerp(length, config.pl_decay)).square().mean()
+        self._record("path_length", length)
+        self._record("loss/path_length", penalty)
+        return penalty * (config.pl_weight * config.pl_interval)
+
+    def d_main(self, real: Tensor, labels: Tensor) -> Tensor:
+        """The discriminator's loss on reals [N, C, R, R] in [-1, 1] and as many fakes."""
+        with torch.no_grad():
+            ws, c = self._latents(len(real))
+            fake = self.G.synthesis(ws)
+        real_logits = self.D(real, labels)
+        value = loss.discriminator_loss(real_logits, self.D(fake, c))
+        self._record("loss/D", value)
+        self._record("logits/real", real_logits.mean())
+        return value
+
+    def d_r1(self, real: Tensor, labels: Tensor) -> Tensor:
+        """R1 regularisation on reals [N, C, R, R]."""
+        real = real.detach().requires_grad_()
+        penalty = loss.r1_penalty(self.D(real, labels), real).mean()
+        self._record("r1", penalty)
+        return penalty * (self.config.gamma / 2 * self.config.r1_interval)
+
+    def _latents(self, n: int) -> tuple[Tensor, Tensor]:
+        """ws [n, num_ws, w_dim] with style mixing, and the conditions [n, c_dim]."""
+        c = self.sample_labels(n).to(self.device)
+        ws = self.G.mapping(torch.randn(n, self.config.z_dim, device=self.device), c)
+        self.observed_w.append(ws[:, 0].detach().mean(0))
+        if self.config.style_mixing > 0:
+            other = self.G.mapping(torch.randn(n, self.config.z_dim, device=self.device), c)
+            cutoff = torch.randint(1, self.G.num_ws, [], device=self.device)
+            mix = torch.rand([], device=self.device) < self.config.style_mixing
+            layer = torch.arange(self.G.num_ws, device=self.device)
+            ws = torch.where((mix & (layer >= cutoff))[None, :, None], other, ws)
+        return ws, c
+
+    def _record(self, name: str, value: Tensor) -> None:
+        self.stats.setdefault(name, []).append(value.detach())
+
+    def pop_stats(self) -> dict[str, float]:
+        """Means of what was recorded since the last call; the one place where the host waits for them."""
+        means = {name: torch.stack(values).float().mean() for name, values in sorted(self.stats.items())}
+        self.stats = {}
+        if not means:
+            return {}
+        return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))

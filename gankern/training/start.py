@@ -1,0 +1,65 @@
+"""Begins or continues a run: decides by what the output folder holds, and checks everything before anything is
+written."""
+
+from pathlib import Path
+from typing import Any
+
+from gankern.data import open_dataset
+from gankern.errors import InputError
+from gankern.training.config import Config, continued, read_toml, resolve
+from gankern.training.memory import estimate
+from gankern.training.rundir import RunDir
+
+
+def configure(out: Path, explicit: dict[str, Any], *, labels: bool | None = None, must_exist: bool = False) -> Config:
+    """The config of the run that `out` holds, or of a new one in it; writes nothing.
+
+    `explicit`: the options that the user gave (names of Config's fields, None for not given). `labels`: train on the
+    dataset's labels. `must_exist`: refuse to begin a new run. Raises InputError.
+    """
+    file = out / "config.toml"
+    if file.exists():
+        config = continued(read_toml(file), explicit, out)
+        if labels and config.c_dim == 0:
+            raise InputError(f"{out} holds another run: it is not conditional (--cond); give another --out")
+        return config
+    if must_exist:
+        raise InputError(f"--resume {out}: holds no run (no config.toml)")
+    if explicit.get("data") is None:
+        raise InputError("--data: expected a folder or zip of images")
+    dataset = open_dataset(
+        explicit["data"],
+        resolution=explicit.get("resolution"),
+        use_labels=bool(labels),
+        max_images=explicit.get("max_images"),
+        skip_bad=bool(explicit.get("skip_bad")),
+    )
+    options = {k: v for k, v in explicit.items() if k != "resolution"} | {"data": str(Path(explicit["data"]).resolve())}
+    return resolve(options, resolution=dataset.resolution, c_dim=dataset.label_dim, identity=dataset.identity)
+
+
+def claim(out: Path, config: Config) -> RunDir:
+    """Locks `out` for this run and writes its config.toml. Raises InputError where it isn't free."""
+    run = RunDir(out)
+    try:
+        run.saved_config()  # raises for a folder of other things
+        run.write_config(config)
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def describe(config: Config) -> str:
+    """What --dry-run prints: every option, parameter counts and a memory estimate."""
+    width = max(len(name) for name in vars(config))
+    lines = [f"{name:<{width}}  {'-' if value is None else value}" for name, value in vars(config).items()]
+    memory = estimate(config)
+    weights, activations = memory["weights"] / 1e9, memory["activations"] / 1e9
+    lines += [
+        "",
+        f"parameters: generator {memory['G_parameters']:,}, discriminator {memory['D_parameters']:,}",
+        f"memory, estimated at batch_gpu {config.batch_gpu}: {weights + activations:.2f} GB = {weights:.2f} of weights, "
+        f"gradients, Adam and EMA + {activations:.2f} of activations; work space of the libraries aside",
+    ]
+    return "\n".join(lines)
