@@ -1,5 +1,9 @@
-"""The error that a person can mend: its message is the one line that the command line prints before exit 2."""
+"""The errors whose message is the one line that the command line prints: no traceback helps with them."""
 
 
 class InputError(ValueError):
-    """A wrong option, file or folder. The message names it, says what was found and what was expected."""
+    """A wrong option, file or folder. The message names it, says what was found and what was expected. Exit code 2."""
+
+
+class NonFiniteError(RuntimeError):
+    """A run has diverged: too many of its updates in a row had non-finite gradients. Exit code 1."""

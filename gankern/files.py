@@ -2,11 +2,33 @@
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from gankern.errors import InputError
+
+_LEFTOVER = re.compile(r"\.(.+)\.\d+\.(tmp|old)")
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether this is what `replacing` leaves in a process that is killed."""
+    return _LEFTOVER.fullmatch(path.name) is not None
+
+
+def sweep(folder: Path) -> None:
+    """Removes such leftovers, and puts back what was about to be replaced. Only for who has the folder to itself."""
+    for path in list(folder.iterdir()):
+        match = _LEFTOVER.fullmatch(path.name)
+        if not match:
+            continue
+        if match[2] == "old" and not (folder / match[1]).exists():
+            os.replace(path, folder / match[1])
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from gankern._version import __version__
-from gankern.errors import InputError
+from gankern.errors import InputError, NonFiniteError
 
 COMMANDS = ("train", "generate", "metrics", "data", "env", "demo")
 
@@ -27,8 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line (sys.argv where None) and returns its exit code."""
-    args = build_parser().parse_args(argv)
     try:
+        args = build_parser().parse_args(argv)  # inside: Ctrl-C while torch is imported is one line too
         return args.func(args)
     except InputError as error:
         print(f"gankern: error: {error}", file=sys.stderr)
@@ -36,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"gankern: error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
         return 2
+    except NonFiniteError as error:
+        print(f"gankern: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("gankern: interrupted", file=sys.stderr)
         return 130

@@ -1,6 +1,7 @@
 """`gankern generate`: images from a network file."""
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
@@ -37,6 +38,10 @@ def run(args: argparse.Namespace) -> int:
     seeds = parse_seeds(args.seeds)
     if args.batch < 1:
         raise InputError(f"--batch {args.batch}: expected a whole number >= 1")
+    if not math.isfinite(args.trunc):
+        raise InputError(f"--trunc {args.trunc}: expected a finite number")
+    if args.trunc_cutoff is not None and args.trunc_cutoff < 0:
+        raise InputError(f"--trunc-cutoff {args.trunc_cutoff}: expected a whole number >= 0")
     network, _ = load_network(args.network, pick_device(args.device))
     labels = class_labels(network, args.class_, len(seeds))
     out = Path(args.out)

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from gankern.errors import InputError
 from gankern.training.config import ARCHITECTURES, PRECISIONS, PRESETS
 from gankern.training.loop import train
 from gankern.training.start import claim, configure, describe
@@ -85,6 +86,8 @@ def _running(group) -> None:
 
 def run(args: argparse.Namespace) -> int:
     explicit = {k: v for k, v in vars(args).items() if k not in NOT_CONFIG and v is not None}
+    if args.resume and args.out and Path(args.resume).resolve() != Path(args.out).resolve():
+        raise InputError(f"--out {args.out}: --resume {args.resume} continues in its own folder; leave one of them out")
     out = args.resume or args.out or f"runs/{Path(args.data or 'data').stem}-{args.preset or 'auto'}"
     config = configure(Path(out), explicit, labels=args.cond, must_exist=args.resume is not None)
     if args.dry_run:

@@ -16,6 +16,8 @@ def _channels(sd: Mapping[str, Tensor], pattern: str, axis: int) -> dict[int, in
     found = {}
     for name, value in sd.items():
         match = re.fullmatch(pattern, name)
+        if match and value.ndim != 4:
+            raise InputError(f"{name} has shape {tuple(value.shape)}, expected 4 dimensions")
         if match:
             found[int(match[1])] = value.shape[axis]
     if not found:
@@ -28,10 +30,7 @@ def _channels(sd: Mapping[str, Tensor], pattern: str, axis: int) -> dict[int, in
 def _base_and_max(channels: dict[int, int]) -> tuple[int, int]:
     """The channel_base and channel_max with which min(base/r, max) gives these channels."""
     top = max(channels.values())
-    below = [c * r for r, c in channels.items() if c < top]
-    base = max(below) if below else top * max(channels)
-    # channels stored at the cap only bound the base from below
-    base = max([base] + [c * r for r, c in channels.items() if c == top and not below])
+    base = max(c * r for r, c in channels.items())  # each bounds it from below
     for r, c in channels.items():
         if min(base // r, top) != c:
             raise InputError(

@@ -15,6 +15,7 @@ from gankern.models.sampling import sample_images
 
 MAX_IMAGES = 16384
 MIN_SWD_RESOLUTION = 16
+MIN_MS_SSIM_RESOLUTION = 16
 _REAL_BATCH = 64
 
 
@@ -73,6 +74,12 @@ class Evaluator:
 
     def ms_ssim(self, network: nn.Module) -> tuple[float, float]:
         """Mean MS-SSIM of pairs of samples, and of as many pairs of reals: lower means more diverse."""
+        if self.dataset.resolution < MIN_MS_SSIM_RESOLUTION:
+            raise InputError(
+                f"ms_ssim: images are {self.dataset.resolution} px, expected {MIN_MS_SSIM_RESOLUTION} or more"
+            )
+        if self.count < 2:
+            raise InputError(f"ms_ssim: pairs need 2 images a set or more, got {self.count}")
         return (
             ms_ssim_diversity(self.fakes(network), device=self.device),
             ms_ssim_diversity(self.reals(0), device=self.device),

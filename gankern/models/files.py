@@ -48,14 +48,19 @@ def load_network(
         raise InputError(f"--network {path}: truncated or not a safetensors file ({error})") from None
     if header is None:
         raise InputError(f"--network {path}: a safetensors file, but not a gankern network (it has no gankern header)")
-    if header["format"] > FORMAT:
-        raise InputError(f"--network {path}: written by a newer gankern ({header['gankern']}); this is {__version__}")
-    if header["architecture"] != "stylegan2":
-        raise InputError(f"--network {path}: architecture {header['architecture']!r}, expected 'stylegan2'")
     try:
-        network = stylegan2.Generator(**header["config"], compute_dtype=compute_dtype)
+        version, writer, architecture = int(header["format"]), header["gankern"], header["architecture"]
+        config, _ = dict(header["config"]), int(header["nimg"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"--network {path}: its gankern header can't be read ({error!r})") from None
+    if version > FORMAT:
+        raise InputError(f"--network {path}: written by a newer gankern ({writer}); this is {__version__}")
+    if architecture != "stylegan2":
+        raise InputError(f"--network {path}: architecture {architecture!r}, expected 'stylegan2'")
+    try:
+        network = stylegan2.Generator(**config, compute_dtype=compute_dtype)
         network.load_state_dict(tensors)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
         first = str(error).strip().splitlines()
         raise InputError(f"--network {path}: weights and config don't fit ({' '.join(first[:2])})") from None
     return network.eval().requires_grad_(False).to(device), header

@@ -127,7 +127,7 @@ class ModulatedConv2d(nn.Module):
         noise = None
         if noise_mode == "random":
             shape = [x.shape[0], 1, self.resolution, self.resolution]
-            noise = torch.randn(shape, device=x.device) * self.noise_strength
+            noise = torch.randn(shape, device=x.device).to(self.noise_strength.dtype) * self.noise_strength
         elif noise_mode == "const":
             noise = self.noise_const * self.noise_strength
         return ops.modulated_conv2d(

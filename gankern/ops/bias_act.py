@@ -103,8 +103,8 @@ def bias_act_reference(
 
 
 def _argument_and_mask(x, bias, y, dim, act, alpha, gain, clamp) -> tuple[Tensor, Tensor | None]:
-    """What `act`'s derivatives are written in, in at least float32, and where the clamp lets the gradient through (None:
-    everywhere), which y tells in its own dtype: there the clamped values are the rounded clamp."""
+    """What `act`'s derivatives are written in, in at least float32, and where the clamp lets the gradient through
+    (None: everywhere), which y tells in its own dtype: there the clamped values are the rounded clamp."""
     if ACTIVATIONS[act].needs_x:
         argument = _wide(x) if bias is None else _wide(x) + _along(_wide(bias), dim, x.ndim)
         y = ACTIVATIONS[act].f(argument, alpha) * gain if clamp >= 0 else None
@@ -211,7 +211,8 @@ _impl.declare("bias_act", "reference")
 def activation_args(
     act: str, alpha: float | None, gain: float | None, clamp: float | None
 ) -> tuple[str, float, float, float]:
-    """The registered ops' (act, alpha, gain, clamp), the activation's own where None; raises ValueError as `bias_act`."""
+    """The registered ops' (act, alpha, gain, clamp), the activation's own where None; raises ValueError as
+    `bias_act`."""
     if act not in ACTIVATIONS:
         raise ValueError(f"act={act!r}, expected one of {', '.join(ACTIVATIONS)}")
     if clamp is not None and not clamp >= 0:

@@ -1,11 +1,12 @@
-"""The library's 2-D convolution, closed under differentiation: forward, input gradient and weight gradient as three ops.
+"""The library's 2-D convolution, closed under differentiation: forward, input gradient and weight gradient as three
+ops.
 
     y = C(x, w)        dx = Cᵢ(dy, w)        dw = C_w(dy, x)
 
-Each is linear in both arguments, and each one's gradients are the other two, so any order works and each derivative runs
-as the library's own forward, data-gradient or weight-gradient kernel. Autograd of the plain convolution instead computes
-second-order weight gradients as a convolution with an image-sized kernel, and a penalty on input gradients can't
-leave out the weight gradients that it doesn't use: see `no_weight_gradients`.
+Each is linear in both arguments, and each one's gradients are the other two, so any order works and each derivative
+runs as the library's own forward, data-gradient or weight-gradient kernel. Autograd of the plain convolution instead
+computes second-order weight gradients as a convolution with an image-sized kernel, and a penalty on input gradients
+can't leave out the weight gradients that it doesn't use: see `no_weight_gradients`.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from gankern.ops import _impl
 from gankern.ops.upfirdn2d import upfirdn2d
 
 _skip_weight_gradients = False
@@ -143,6 +145,7 @@ def conv2d_resample(
     smaller image. `flip_weight=True` correlates (as PyTorch does), False convolves. Differentiable to any order.
     Raises ValueError for up and down together, or resampling without a filter.
     """
+    impl = _impl.choose("upfirdn2d", impl)
     if up not in (1, 2) or down not in (1, 2) or (up, down) == (2, 2):
         raise ValueError(f"up={up}, down={down}: expected 1 or 2, and not both 2")
     if (up > 1 or down > 1) and f is None:

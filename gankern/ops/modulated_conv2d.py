@@ -5,15 +5,15 @@
     d = (Σ_i s²·Σ_k w² + eps)^-1/2                          demodulation [N, O], a small matrix product
     y = clamp(gain · act(d·u + noise + b), ±clamp)
 
-which equals convolving each sample with its own weight s·w·d, a tensor [N, O, I, k, k] that is never made. Backward, with
-g the gradient of p = d·u + noise + b:
+which equals convolving each sample with its own weight s·w·d, a tensor [N, O, I, k, k] that is never made. Backward,
+with g the gradient of p = d·u + noise + b:
 
-    dx̃ = Cᵢ(d·g, w),  dx = s·dx̃,  dw = C_w(d·g, x̃) + demodulation,  ds = Σ x·dx̃ + demodulation,  db = Σ g,  dnoise = Σ_o g
-    demodulation: D = Σ_hw g·u,  e = −½·d³·D,  ds += 2s·(e·Σ_k w²),  dw += 2w·(eᵀ·s²)
+    dx̃ = Cᵢ(d·g, w)     dx = s·dx̃     ds = Σ_hw x·dx̃     dw = C_w(d·g, x̃)     db = Σ_nhw g     dnoise = Σ_o g
+    by demodulation:    e = −½·d³·Σ_hw g·u     ds += 2s·(e·Σ_k w²)     dw += 2w·(eᵀ·s²)
 
-u comes back from y where the activation inverts (linear, leaky ReLU), so x and y are all that a layer keeps. First order is
-one backward op; under create_graph=True the same formulas run as differentiable operators, exact to second order.
-Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" (arXiv:1912.04958), section 2.2.
+u comes back from y where the activation inverts (linear, leaky ReLU), so x and y are all that a layer keeps. First
+order is one backward op; under create_graph=True the same formulas run as differentiable operators, exact to second
+order. Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" (arXiv:1912.04958), section 2.2.
 """
 
 import math
@@ -33,7 +33,7 @@ from gankern.ops.conv2d import (
     upsample_padding,
     weight_gradients_wanted,
 )
-from gankern.ops.upfirdn2d import upfirdn2d, upfirdn2d_adjoint
+from gankern.ops.upfirdn2d import check_filter, upfirdn2d, upfirdn2d_adjoint
 
 
 def _statistics(t: Tensor) -> Tensor:
@@ -156,14 +156,16 @@ def _gradients(dy, x, w, s, noise, b, f, y, layer: _Layer, needs: list[bool]) ->
     xs = _scaled(x, s) if need_w or not layer.invertible else None
     u = None if layer.invertible else layer.convolve(xs, w, f)
     p = _demodulated(u, d, noise) if ACTIVATIONS[layer.act].needs_x else None
-    g, db = bias_act_backward(dy, p, b if p is not None else None, y if p is None else None, need_b, *layer.act_args)
+    by_y = p is None and (layer.act != "linear" or layer.clamp >= 0)
+    saved = (p, b if p is not None else None, y if by_y else None)
+    g, db = bias_act_backward(dy, *saved, need_b, *layer.act_args)
     dnoise = g.sum(1, keepdim=True).sum_to_size(noise.shape).to(noise.dtype) if need_noise else None
 
     ds = dw = dx = None
     if d is not None and (need_s or need_w):
         u = _recovered(y, d, noise, b, layer) if u is None else u
         wf, sf = _statistics(w), _statistics(s)
-        e = -0.5 * d.pow(3) * (g * u).sum([2, 3])  # [N, O], the gradient of s² · (Σ_k w²)ᵀ
+        e = -0.5 * d.pow(3) * _statistics(g * u).sum([2, 3])  # [N, O], the gradient of s² · (Σ_k w²)ᵀ
         ds = 2 * sf * (e @ wf.square().sum([2, 3])) if need_s else None
         dw = 2 * wf * (e.t() @ sf.square())[:, :, None, None] if need_w else None
 
@@ -280,7 +282,7 @@ _impl.declare("modulated_conv2d", "reference")
 # -- public -----------------------------------------------------------------------------------------------------------
 
 
-def _check(x, weight, styles, noise, up, f) -> None:
+def _check(x, weight, styles, noise, up, padding, f) -> None:
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}, expected a floating-point tensor [N, I, H, W]")
     n, i = x.shape[:2]
@@ -292,17 +294,29 @@ def _check(x, weight, styles, noise, up, f) -> None:
         raise ValueError(f"up={up}, expected 1 or 2")
     if up == 2 and f is None:
         raise ValueError("resample_filter=None, expected a filter from setup_filter where up is 2")
-    if noise is not None and (noise.ndim > 4 or (noise.ndim == 4 and noise.shape[0] not in (1, n))):
-        raise ValueError(f"noise has shape {tuple(noise.shape)}, expected one broadcastable to [{n}, 1, H, W]")
-    if noise is not None and noise.ndim >= 3 and noise.shape[-3] != 1:
-        raise ValueError(f"noise has shape {tuple(noise.shape)}, expected one channel")
+    if f is not None:
+        check_filter(f, x, "resample_filter")
+    for name, t in (("weight", weight), ("styles", styles), ("noise", noise)):
+        if t is not None and (not t.is_floating_point() or t.device != x.device):
+            raise ValueError(f"{name} is {t.dtype} on {t.device}, expected a floating-point tensor on x's {x.device}")
+    k = weight.shape[-1]
+    size = [n, 1, *(v * up + 2 * padding - k + 1 for v in x.shape[2:])]
+    if padding < 0 or min(size[2:]) < 1:
+        raise ValueError(f"padding={padding}, expected >= 0 and room for a {k}x{k} kernel on x of {tuple(x.shape)}")
+    if noise is not None:
+        pairs = zip(reversed(noise.shape), reversed(size), strict=False)
+        if noise.ndim > 4 or any(have not in (1, want) for have, want in pairs):
+            raise ValueError(f"noise has shape {tuple(noise.shape)}, expected one broadcastable to {size}")
 
 
 def _normalised(weight: Tensor, styles: Tensor) -> tuple[Tensor, Tensor]:
-    """The same layer after demodulation, in numbers that float16 can hold."""
+    """The same layer after demodulation, in numbers that float16 can hold. It doesn't depend on the scales, so none of
+    their gradient, which would be rounding noise on the largest weight, is computed."""
+    w_max = weight.detach().abs().amax([1, 2, 3], keepdim=True)
+    s_max = styles.detach().abs().amax(1, keepdim=True)
     fan_in = weight[0].numel()
-    weight = weight / (weight.abs().amax([1, 2, 3], keepdim=True) * math.sqrt(fan_in))
-    return weight, styles / styles.abs().amax(1, keepdim=True)
+    weight = weight / (w_max.where(w_max > 0, 1) * math.sqrt(fan_in))
+    return weight, styles / s_max.where(s_max > 0, 1)
 
 
 def modulated_conv2d(
@@ -329,12 +343,12 @@ def modulated_conv2d(
 
     `x` [N, I, H, W]; `weight` [O, I, k, k] and `styles` [N, I] of any float dtype (float32 master weights beside half
     activations are meant); `noise` broadcastable to [N, 1, H·up, W·up]; `bias` [O] with `act`, `alpha`, `gain`, `clamp`
-    as in `bias_act`. `up`: 1, or 2 through `resample_filter` (gain 4). `padding`: k//2 keeps the size. `flip_weight=True`
-    correlates, False convolves. float16 with demodulation normalises weights and styles first, so that sums stay in range.
-    Returns [N, O, H·up, W·up] in x's dtype. Raises ValueError for shapes that don't fit.
-    Karras et al. 2020 (arXiv:1912.04958).
+    as in `bias_act`. `up`: 1, or 2 through `resample_filter` (gain 4). `padding`: k//2 keeps the size.
+    `flip_weight=True` correlates, False convolves. float16 with demodulation normalises weights and styles first, so
+    that sums stay in range. Returns [N, O, H·up, W·up] in x's dtype. Raises ValueError for shapes, dtypes and devices
+    that don't fit. Karras et al. 2020 (arXiv:1912.04958).
     """
-    _check(x, weight, styles, noise, up, resample_filter)
+    _check(x, weight, styles, noise, up, padding, resample_filter)
     if demodulate and x.dtype == torch.float16:
         weight, styles = _normalised(weight, styles)
     if bias is not None:

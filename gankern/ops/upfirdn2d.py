@@ -44,6 +44,15 @@ def setup_filter(
     return f / f.sum() if normalize else f
 
 
+def _pad(x: Tensor, padding: Sequence[int]) -> Tensor:
+    """x padded with zeros, then cropped where negative. `F.pad` crops first and refuses to crop more than there is,
+    which the adjoint asks for where outputs saw nothing but padding."""
+    if any(p > 0 for p in padding):
+        x = F.pad(x, [max(p, 0) for p in padding])
+    x0, x1, y0, y1 = (max(-p, 0) for p in padding)
+    return x[:, :, y0 : x.shape[2] - y1, x0 : x.shape[3] - x1]
+
+
 def upfirdn2d_reference(
     x: Tensor,
     f: Tensor,
@@ -57,7 +66,8 @@ def upfirdn2d_reference(
     n, c, h, w = x.shape
     x = x.reshape(n, c, h, 1, w, 1)
     x = F.pad(x, [0, up[0] - 1, 0, 0, 0, up[1] - 1]).reshape(n, c, h * up[1], w * up[0])
-    x = F.pad(x, list(padding))
+    x = _pad(x, padding)
+    f = f.to(torch.promote_types(f.dtype, x.dtype))
     f = torch.outer(f, f) if f.ndim == 1 else f
     f = (f if flip_filter else f.flip(0, 1)) * gain
     x = F.conv2d(x, f.to(x.dtype).expand(c, 1, *f.shape), groups=c)
@@ -70,14 +80,14 @@ def _correlate(x: Tensor, f: Tensor, padding: Sequence[int], down: tuple[int, in
     if x0 == x1 >= 0 and y0 == y1 >= 0:
         own = (y0, x0)
     else:
-        x, own = F.pad(x, list(padding)), (0, 0)
+        x, own = _pad(x, padding), (0, 0)
     weight = f.to(x.dtype).expand(x.shape[1], 1, *f.shape)
     return F.conv2d(x, weight, padding=own, stride=(down[1], down[0]), groups=x.shape[1])
 
 
 def _phase(r: int, up: int, taps: int, pad0: int, size: int, out: int) -> tuple[slice, int, int]:
-    """Output pixels r, r + up, ... of a signal upsampled by `up`: the taps that meet pixels of x (the others meet inserted
-    zeros), and the padding of x before and after with which they are a plain correlation."""
+    """Output pixels r, r + up, ... of a signal upsampled by `up`: the taps that meet pixels of x (the others meet
+    inserted zeros), and the padding of x before and after with which they are a plain correlation."""
     first = (pad0 - r) % up
     count = len(range(first, taps, up))
     offset = (r + first - pad0) // up
@@ -104,10 +114,11 @@ def _upsample(x: Tensor, f: Tensor, up: tuple[int, int], padding: Sequence[int])
 
 def _eager(x, f, up, down, padding, flip_filter, gain) -> Tensor:
     """The same function as the reference, without multiplying by inserted zeros."""
+    f = f.to(torch.promote_types(f.dtype, x.dtype))
     f = f if flip_filter else f.flip(list(range(f.ndim)))
     if f.ndim == 1 and f.numel() >= _SEPARABLE_PASSES_FROM:
         x0, x1, y0, y1 = padding
-        g = f * math.copysign(math.sqrt(abs(gain)), 1.0)
+        g = f * math.sqrt(abs(gain))
         rows, cols = g[:, None], (g if gain >= 0 else -g)[None]
         x = _filter(x, cols, (up[0], 1), (down[0], 1), (x0, x1, 0, 0))
         return _filter(x, rows, (1, up[1]), (1, down[1]), (0, 0, y0, y1))
@@ -178,18 +189,29 @@ _impl.declare("upfirdn2d", "reference")
 
 
 def _pair(value: int | Sequence[int], name: str) -> list[int]:
-    pair = [value, value] if isinstance(value, int) else list(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
+    pair = [value, value] if isinstance(value, int) else list(value) if isinstance(value, Sequence) else []
+    if len(pair) != 2 or not all(isinstance(v, (int, torch.SymInt)) and v >= 1 for v in pair):
         raise ValueError(f"{name}={value!r}, expected a whole number >= 1 or two of them, [x, y]")
     return pair
 
 
 def _padding4(value: int | Sequence[int]) -> list[int]:
-    p = [value] * 4 if isinstance(value, int) else list(value)
+    p = [value] * 4 if isinstance(value, int) else list(value) if isinstance(value, Sequence) else []
     p = [p[0], p[0], p[1], p[1]] if len(p) == 2 else p
-    if len(p) != 4 or not all(isinstance(v, int) for v in p):
+    if len(p) != 4 or not all(isinstance(v, (int, torch.SymInt)) for v in p):
         raise ValueError(f"padding={value!r}, expected a whole number, [x, y] or [x0, x1, y0, y1]")
     return p
+
+
+def check_filter(f: Tensor, x: Tensor, name: str = "f") -> None:
+    """Raises ValueError unless `f` is a constant float32 or float64 filter on x's device."""
+    if f.ndim not in (1, 2) or f.numel() == 0 or f.dtype not in (torch.float32, torch.float64) or f.requires_grad:
+        raise ValueError(
+            f"{name} is {f.dtype} of shape {tuple(f.shape)}{', requires grad' if f.requires_grad else ''}, "
+            "expected a constant float32 or float64 tensor [k] or [ky, kx]"
+        )
+    if f.device != x.device:
+        raise ValueError(f"{name} is on {f.device}, expected x's {x.device}")
 
 
 def upfirdn2d(
@@ -206,21 +228,16 @@ def upfirdn2d(
     """Zero-insert by `up`, pad or crop by `padding`, filter with f · gain, keep every `down`-th pixel.
 
     `x`: [N, C, H, W], any float dtype. `f`: float32 `[k]` (separable) or `[ky, kx]` from `setup_filter`, None for the
-    identity; no gradient flows to it. `up`, `down`: a number or [x, y]; `padding`: a number, [x, y] or [x0, x1, y0, y1] in
-    pixels of the upsampled image, negative crops. `flip_filter`: correlate instead of convolving. Differentiable to any
-    order in x. Raises ValueError for bad arguments and where the padded image is smaller than the filter.
+    identity; no gradient flows to it. `up`, `down`: a number or [x, y]; `padding`: a number, [x, y] or [x0, x1, y0,
+    y1] in pixels of the upsampled image, negative crops. `flip_filter`: correlate instead of convolving.
+    Differentiable to any order in x. Raises ValueError for bad arguments and where the padded image is smaller than
+    the filter.
     """
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}, expected a floating-point tensor [N, C, H, W]")
     if f is None:
         f = torch.ones(1, device=x.device)
-    if f.ndim not in (1, 2) or f.numel() == 0 or f.dtype != torch.float32 or f.requires_grad:
-        raise ValueError(
-            f"f is {f.dtype} of shape {tuple(f.shape)}{', requires grad' if f.requires_grad else ''}, "
-            "expected a constant float32 tensor [k] or [ky, kx]"
-        )
-    if f.device != x.device:
-        raise ValueError(f"f is on {f.device}, expected x's {x.device}")
+    check_filter(f, x)
     upxy, downxy, pad = _pair(up, "up"), _pair(down, "down"), _padding4(padding)
     for axis, size, u, p0, p1, taps in (
         ("width", x.shape[3], upxy[0], pad[0], pad[1], f.shape[-1]),

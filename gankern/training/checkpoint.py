@@ -34,8 +34,8 @@ def _crc(path: Path) -> int:
 
 
 def save_checkpoint(run: Path, state: dict, nimg: int, keep: int) -> Path:
-    """Writes checkpoint-<kimg>/ with `state` and removes all but the newest `keep`. Raises InputError on a full
-    disk."""
+    """Writes checkpoint-<kimg>/ with `state` and removes all but the newest `keep` up to it. Raises InputError on a
+    full disk."""
     path = run / f"checkpoint-{kimg_name(nimg)}"
     with replacing(path) as temporary:
         temporary.mkdir()
@@ -46,7 +46,8 @@ def save_checkpoint(run: Path, state: dict, nimg: int, keep: int) -> Path:
             raise OSError(str(error).splitlines()[0]) from error
         meta = {"format": FORMAT, "gankern": __version__, "nimg": nimg, "size": file.stat().st_size, "crc": _crc(file)}
         (temporary / "meta.json").write_text(json.dumps(meta) + "\n")
-    for old in list_checkpoints(run)[:-keep]:
+    written = list_checkpoints(run)
+    for old in written[: written.index(path) + 1][:-keep]:  # those after it were damaged, or it would not be written
         shutil.rmtree(old, ignore_errors=True)
     return path
 
@@ -61,7 +62,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     """The state in `path`. Raises InputError where it is truncated, damaged, or from a newer version of gankern."""
     try:
         meta = json.loads((path / "meta.json").read_text())
-        version, size, crc = meta["format"], meta["size"], meta["crc"]
+        version, size, crc = int(meta["format"]), int(meta["size"]), int(meta["crc"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a checkpoint (meta.json: {error})") from None
     if version > FORMAT:
@@ -79,15 +80,21 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
 
 def newest_good_checkpoint(run: Path, warn) -> tuple[Path, dict] | None:
     """The newest checkpoint that loads, with its state; `warn(text)` hears of each damaged one. None where none is
-    left.
+    is there at all.
 
-    A checkpoint of a newer version is an error, never passed over.
+    Raises InputError where all are damaged: beginning anew would overwrite the run. A checkpoint of a newer version is
+    an error too, never passed over.
     """
-    for path in reversed(list_checkpoints(run)):
+    paths = list_checkpoints(run)
+    for path in reversed(paths):
         try:
             return path, load_checkpoint(path)
         except InputError as error:
             if "newer gankern" in str(error):
                 raise
             warn(f"{error}; trying the one before")
+    if paths:
+        raise InputError(
+            f"{run}: all of its checkpoints ({len(paths)}) are damaged; restore one, or give another --out"
+        )
     return None

@@ -14,7 +14,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 ARCHITECTURES = ("skip", "orig", "resnet")
 
 
@@ -165,6 +165,12 @@ def check(config: Config) -> None:
     for name in ("gamma", "pl_weight", "ema_kimg", "checkpoint_minutes", "metric_images"):
         if not 0 <= getattr(config, name) < float("inf"):
             raise InputError(f"{_flag(name)} {getattr(config, name)}: expected a number >= 0")
+    for name in ("ema_rampup", "memory_gb", "workers"):  # None: not set
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < float("inf"):
+            raise InputError(f"{_flag(name)} {value}: expected a number >= 0")
+    if not 0 <= config.seed < 2**63:
+        raise InputError(f"--seed {config.seed}: expected a whole number from 0 to 2^63 - 1")
     if not 0 <= config.style_mixing <= 1:
         raise InputError(f"--style-mixing {config.style_mixing}: expected a probability in [0, 1]")
     if config.precision not in PRECISIONS:
@@ -199,7 +205,7 @@ def continued(saved: Config, explicit: dict[str, Any], where: Path) -> Config:
         if value is None or name in RUN_OPTIONS:
             continue
         old = getattr(saved, name)
-        same = Path(old).resolve() == Path(value).resolve() if name == "data" else old == value
+        same = Path(old).resolve() == Path(value).expanduser().resolve() if name == "data" else old == value
         if not same:
             raise InputError(
                 f"{where} holds another run: its {_flag(name)} is {old}, not {value}; give another --out, "
@@ -217,7 +223,7 @@ def to_toml(config: Config) -> str:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value is not None:
-            lines.append(f"{field.name} = {json.dumps(value)}")
+            lines.append(f"{field.name} = {json.dumps(value, ensure_ascii=False)}")
     return "\n".join(lines) + "\n"
 
 
@@ -225,7 +231,9 @@ def read_toml(path: Path) -> Config:
     """The config in `path`; raises InputError where it can't be read or holds an unknown option."""
     try:
         options = tomllib.loads(path.read_text(encoding="utf-8"))
-        return Config(**options)
+        config = Config(**options)
+        check(config)  # it may have been edited
+        return config
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
         raise InputError(f"{path}: not a run's config ({error})") from None
 

@@ -41,6 +41,11 @@ def open_data(config: Config) -> ImageDataset:
     )
     if dataset.identity != config.dataset_identity:
         raise InputError(f"--data {config.data}: its images have changed since this run began; give another --out")
+    if dataset.label_dim != config.c_dim:
+        raise InputError(
+            f"--data {config.data}: its labels have {dataset.label_dim} numbers, this run began with {config.c_dim}; "
+            "give another --out"
+        )
     return dataset
 
 
@@ -58,6 +63,7 @@ def train(config: Config, run: RunDir) -> int:
         trainer = Trainer(config, device, _label_sampler(dataset, config), run.log)
         snapshots = Snapshots(config, run, dataset, device)
         if not _restore(run, trainer, stream):
+            run.rewind_stats(-1)  # of a process that was killed before its first checkpoint
             snapshots.save_reals()
             snapshots.take(trainer)
         saved_at = trainer.nimg
@@ -128,7 +134,7 @@ def _restore(run: RunDir, trainer: Trainer, stream: BatchStream) -> bool:
     try:
         stream.load_state_dict(state["data"])
         trainer.load_state_dict(state["trainer"])
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         first = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: doesn't fit this run's networks or data ({first})") from None
     run.rewind_stats(trainer.nimg)

@@ -18,7 +18,7 @@ from gankern.models.stylegan2 import Discriminator, Generator
 from gankern.training import loss
 from gankern.training.config import Config
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
 def build_networks(config: Config, device: torch.device | str) -> tuple[Generator, Discriminator]:
@@ -39,7 +39,7 @@ def build_networks(config: Config, device: torch.device | str) -> tuple[Generato
             **shared,
         )
         D = Discriminator(architecture=config.d_architecture, mbstd_group_size=config.mbstd_group, **shared)
-    return G, D
+    return (G.double(), D.double()) if config.precision == "fp64" else (G, D)
 
 
 class Phases:
@@ -51,8 +51,9 @@ class Phases:
 
     def __init__(self, config: Config, G: nn.Module, D: nn.Module, sample_labels: Callable[[int], Tensor]):
         self.config, self.G, self.D, self.sample_labels = config, G, D, sample_labels
-        self.device = next(G.parameters()).device
-        self.pl_mean = torch.zeros([], device=self.device)
+        parameter = next(G.parameters())
+        self.device = parameter.device
+        self.pl_mean = torch.zeros([], device=self.device, dtype=parameter.dtype)
         self.observed_w: list[Tensor] = []
         self.observed_lengths: list[Tensor] = []
         self.stats: dict[str, list[Tensor]] = {}
@@ -71,7 +72,7 @@ class Phases:
         config = self.config
         ws, _ = self._latents(max(n // config.pl_shrink, 1))
         img = self.G.synthesis(ws)
-        noise = torch.randn_like(img) / math.sqrt(img.shape[2] * img.shape[3])
+        noise = torch.randn(img.shape, device=img.device) / math.sqrt(img.shape[2] * img.shape[3])
         lengths = loss.path_lengths(img, ws, noise)
         length = lengths.detach().mean()
         self.observed_lengths.append(length)

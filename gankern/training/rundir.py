@@ -3,14 +3,24 @@ elsewhere."""
 
 import fcntl
 import json
+import math
 import os
 import sys
 import time
 from pathlib import Path
 
 from gankern.errors import InputError
-from gankern.files import replacing
+from gankern.files import is_leftover, replacing, sweep
 from gankern.training.config import Config, read_toml, to_toml
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raises InputError where `path` is a folder that holds other things than a run."""
+    if not path.is_dir() or (path / "config.toml").exists():
+        return
+    others = sorted(p.name for p in path.iterdir() if p.name != ".lock" and not is_leftover(p))
+    if others:
+        raise InputError(f"--out {path}: not empty and not a run (it holds {others[0]}); give another --out")
 
 
 class RunDir:
@@ -29,6 +39,7 @@ class RunDir:
         except BlockingIOError:
             os.close(self._lock)
             raise InputError(f"--out {self.path}: another process is training in it") from None
+        sweep(self.path)
         self._live = False
         self._board = None
 
@@ -45,13 +56,9 @@ class RunDir:
     def saved_config(self) -> Config | None:
         """The config of the run that this folder holds, None for a new folder; InputError for a folder of other
         things."""
+        refuse_foreign(self.path)
         file = self.path / "config.toml"
-        if file.exists():
-            return read_toml(file)
-        others = sorted(p.name for p in self.path.iterdir() if p.name != ".lock")
-        if others:
-            raise InputError(f"--out {self.path}: not empty and not a run (it holds {others[0]}); give another --out")
-        return None
+        return read_toml(file) if file.exists() else None
 
     def write_config(self, config: Config) -> None:
         with replacing(self.path / "config.toml") as temporary:
@@ -63,29 +70,36 @@ class RunDir:
     def log(self, text: str) -> None:
         """Prints a line and appends it, with the time, to log.txt."""
         self.end_live()
-        print(text, flush=True)
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        _say(text + "\n")
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def live(self, text: str) -> None:
         """Rewrites the live line, on a terminal; elsewhere says nothing."""
         if sys.stdout.isatty():
             columns = os.get_terminal_size().columns
-            print("\r\x1b[K" + text[: columns - 1], end="", flush=True)
+            _say("\r\x1b[K" + text[: columns - 1])
             self._live = True
 
     def end_live(self) -> None:
         if self._live:
-            print("\r\x1b[K", end="", flush=True)
+            _say("\r\x1b[K")
             self._live = False
+
+    def _append(self, name: str, text: str) -> None:
+        try:
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise InputError(f"{self.path / name}: could not be written ({error.strerror or error})") from error
 
     # -- statistics
     # -----------------------------------------------------------------------------------------------------
 
     def write_stats(self, row: dict) -> None:
-        """Appends a row to stats.jsonl and, where TensorBoard is installed, to its events."""
-        with (self.path / "stats.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Appends a row to stats.jsonl and, where TensorBoard is installed, to its events. What isn't finite becomes
+        null: JSON has no word for it."""
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self._append("stats.jsonl", json.dumps(row) + "\n")
         if self._board is None:
             self._board = _summary_writer(self.path)
         for name, value in row.items():
@@ -110,6 +124,14 @@ class RunDir:
         if (self.path / "stats.jsonl").exists():
             with replacing(self.path / "stats.jsonl") as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _say(text: str) -> None:
+    """Prints; a reader that is gone (Ctrl-C ends the `tee` behind a pipe as well) must not end the run."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 class _NoBoard:

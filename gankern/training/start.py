@@ -8,7 +8,7 @@ from gankern.data import open_dataset
 from gankern.errors import InputError
 from gankern.training.config import Config, continued, read_toml, resolve
 from gankern.training.memory import estimate
-from gankern.training.rundir import RunDir
+from gankern.training.rundir import RunDir, refuse_foreign
 
 
 def configure(out: Path, explicit: dict[str, Any], *, labels: bool | None = None, must_exist: bool = False) -> Config:
@@ -20,11 +20,13 @@ def configure(out: Path, explicit: dict[str, Any], *, labels: bool | None = None
     file = out / "config.toml"
     if file.exists():
         config = continued(read_toml(file), explicit, out)
-        if labels and config.c_dim == 0:
-            raise InputError(f"{out} holds another run: it is not conditional (--cond); give another --out")
+        if labels is not None and labels != (config.c_dim > 0):
+            kind = "conditional (--cond)" if config.c_dim > 0 else "not conditional (no --cond)"
+            raise InputError(f"{out} holds another run: it is {kind}; give another --out")
         return config
     if must_exist:
         raise InputError(f"--resume {out}: holds no run (no config.toml)")
+    refuse_foreign(out)
     if explicit.get("data") is None:
         raise InputError("--data: expected a folder or zip of images")
     dataset = open_dataset(
@@ -34,7 +36,7 @@ def configure(out: Path, explicit: dict[str, Any], *, labels: bool | None = None
         max_images=explicit.get("max_images"),
         skip_bad=bool(explicit.get("skip_bad")),
     )
-    options = {k: v for k, v in explicit.items() if k != "resolution"} | {"data": str(Path(explicit["data"]).resolve())}
+    options = {k: v for k, v in explicit.items() if k != "resolution"} | {"data": str(Path(explicit["data"]).expanduser().resolve())}
     return resolve(options, resolution=dataset.resolution, c_dim=dataset.label_dim, identity=dataset.identity)
 
 
@@ -59,7 +61,430 @@ def describe(config: Config) -> str:
     lines += [
         "",
         f"parameters: generator {memory['G_parameters']:,}, discriminator {memory['D_parameters']:,}",
-        f"memory, estimated at batch_gpu {config.batch_gpu}: {weights + activations:.2f} GB = {weights:.2f} of weights, "
-        f"gradients, Adam and EMA + {activations:.2f} of activations; work space of the libraries aside",
-    ]
-    return "\n".join(lines)
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+        f"memory,
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+        estimated at
+      
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+        batch_gpu
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+        {config.batch_gpu}: {weights +
+       
+       
+    
+     
+      
+       
+    
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+     
+      
+       
+        activations:.2f}
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+        GB
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+        =
+     
+      
+       
+     
+      
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+        {weights:.2f} of weights, " f"gradients, Adam
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+       
+        and EMA + {activations:.2f} of activations; work space of the
+     
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+      
+       
+        libraries aside",
+  
+   
+    ] return "\n".join(lines)
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+

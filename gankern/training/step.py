@@ -14,15 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from gankern.errors import NonFiniteError
 from gankern.training.config import Config, adam_settings
 from gankern.training.ema import ema_beta, update_ema
 from gankern.training.phases import Phases, build_networks
 
 W_AVG_DECAY = 0.995
-
-
-class NonFiniteError(RuntimeError):
-    """Too many updates in a row had non-finite gradients."""
 
 
 class Trainer:
@@ -46,12 +43,13 @@ class Trainer:
         self.G_opt = _adam(self.G, config.g_lr, config.pl_interval if config.pl_weight > 0 else None)
         self.D_opt = _adam(self.D, config.d_lr, config.r1_interval if config.gamma > 0 else None)
         self.phases = Phases(config, self.G, self.D, sample_labels)
-        self.nimg = self.steps = self.skipped = self._skipped_in_a_row = 0
+        self.nimg = self.steps = self.skipped = 0
+        self._skipped_in_a_row: dict[str, int] = {}  # by phase: one that always fails counts although others succeed
 
     def step(self, real: Tensor, labels: Tensor) -> None:
         """One step on reals uint8 [batch, C, R, R] and labels [batch, c_dim], both on the device.
 
-        Raises NonFiniteError after `max_skipped` skipped updates in a row.
+        Raises NonFiniteError after `max_skipped` skipped updates of one phase in a row.
         """
         config, phases = self.config, self.phases
         real = real.to(torch.float32).div_(127.5).sub_(1)
@@ -94,19 +92,19 @@ class Trainer:
             bad = [name for name, norm in zip(gradients, norms.tolist(), strict=True) if not math.isfinite(norm)]
             self._skip(phase, bad)
             return False
-        self._skipped_in_a_row = 0
+        self._skipped_in_a_row[phase] = 0
         optimizer.step()
         return True
 
     def _skip(self, phase: str, bad: list[str]) -> None:
         self.skipped += 1
-        self._skipped_in_a_row += 1
+        in_a_row = self._skipped_in_a_row[phase] = self._skipped_in_a_row.get(phase, 0) + 1
         where = f"{bad[0]} and {len(bad) - 1} more" if len(bad) > 1 else "".join(bad) or "their sum"
         text = f"step {self.steps}, phase {phase}: non-finite gradient of {where}"
-        if self._skipped_in_a_row >= self.config.max_skipped:
+        if in_a_row >= self.config.max_skipped:
             raise NonFiniteError(
-                f"{text}, the {self._skipped_in_a_row}th skipped update in a row. The run has diverged: continue an "
-                "earlier checkpoint with a lower --g-lr and --d-lr, a higher --gamma, or --precision fp32 or bf16"
+                f"{text}, skipped {in_a_row} times in a row. The run has diverged, its last checkpoint is kept; begin "
+                "another with a lower --g-lr and --d-lr, a higher --gamma, or --precision fp32 or bf16"
             )
         self.warn(f"{text}; update skipped")
 
@@ -125,7 +123,7 @@ class Trainer:
             "nimg": self.nimg,
             "steps": self.steps,
             "skipped": self.skipped,
-            "skipped_in_a_row": self._skipped_in_a_row,
+            "skipped_in_a_row": dict(self._skipped_in_a_row),
             "stats": {name: torch.stack(values).cpu() for name, values in self.phases.stats.items()},
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
@@ -137,7 +135,7 @@ class Trainer:
             getattr(self, name).load_state_dict(state[name])
         self.phases.pl_mean.copy_(state["pl_mean"])
         self.nimg, self.steps, self.skipped = state["nimg"], state["steps"], state["skipped"]
-        self._skipped_in_a_row = state["skipped_in_a_row"]
+        self._skipped_in_a_row = dict(state["skipped_in_a_row"])
         self.phases.stats = {name: list(values.to(self.device)) for name, values in state["stats"].items()}
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["rng_cuda"] is not None:

@@ -1,0 +1,151 @@
+"""The endless stream of training batches: gathered from the decoded array where it fits memory, else from workers."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from gankern.data.cache import load_array
+from gankern.data.dataset import ImageDataset
+from gankern.data.parallel import Progress, available_cores
+from gankern.data.sampler import EndlessSampler
+from gankern.data.workers import Decoded, decode_batches
+
+MAX_BUDGET = 8 << 30
+MAX_WORKERS = 16
+
+
+class BatchStream:
+    """Endless batches of a dataset: `images, labels = next(stream)`.
+
+    Images are uint8 [B, C, R, R], labels float32 [B, label_dim]. The same state gives the same next batch, whether
+    images come from the cache or from any number of workers.
+
+    `mirror`: each image counts twice, once mirrored. `cache`: "auto" decodes all images once, into the cache folder,
+    if they fit `memory_budget` bytes (default: half of the free memory, at most 8 GiB); "on" always, "off" never.
+    `workers`: processes that decode where there is no cache, 0 for none (default: the cores of this rank, at most 16).
+    `progress(done, total)` follows the decoding into the cache. `pin_memory` is for copies to a GPU,
+    and ignored without CUDA.
+
+    InputError: an image that can't be decoded, no room for the cache, a worker that died. Close the stream, or use it
+    in a `with`, to end its workers.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        mirror: bool = False,
+        cache: Literal["auto", "on", "off"] = "auto",
+        memory_budget: int | None = None,
+        workers: int | None = None,
+        pin_memory: bool = False,
+        progress: Progress | None = None,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        if cache not in ("auto", "on", "off"):
+            raise ValueError(f"cache: expected 'auto', 'on' or 'off', got {cache!r}")
+        self.dataset, self.batch_size = dataset, batch_size
+        self._pin_memory = pin_memory and torch.cuda.is_available()
+        self._sampler = EndlessSampler((1 + mirror) * len(dataset), seed=seed, rank=rank, world_size=world_size)
+        self._decoded: Iterator[Decoded] | None = None
+        self._array: np.ndarray | None = None
+        budget = default_budget() if memory_budget is None else memory_budget
+        self.cached = cache == "on" or (cache == "auto" and dataset.nbytes <= budget)
+        if self.cached:
+            self._array = load_array(dataset, workers, progress)
+            self.workers = 0
+        else:
+            self.workers = default_workers() if workers is None else workers
+
+    def __iter__(self) -> "BatchStream":
+        return self
+
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._array is None:
+            images = self._next_decoded()
+            items = self._sampler.take(self.batch_size)
+        else:
+            items = self._sampler.take(self.batch_size)
+            images = self._gather(items)
+        labels = torch.from_numpy(self.dataset.label_rows(items % len(self.dataset)))
+        return images, labels.pin_memory() if self._pin_memory else labels
+
+    def state_dict(self) -> dict[str, int]:
+        """The position after the last batch handed out; of all ranks together, and free of their number."""
+        return self._sampler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Goes on from another stream's state. InputError if it drew from other data or with another seed."""
+        self.close()
+        self._sampler.load_state_dict(state)
+
+    def close(self) -> None:
+        """Ends the workers; the next batch starts them again."""
+        if self._decoded is not None:
+            self._decoded.close()
+            self._decoded = None
+
+    def __enter__(self) -> "BatchStream":
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.close()
+
+    def _gather(self, items: np.ndarray) -> torch.Tensor:
+        images = torch.empty((len(items), *self._array.shape[1:]), dtype=torch.uint8, pin_memory=self._pin_memory)
+        rows = images.numpy()
+        np.take(self._array, items % len(self.dataset), axis=0, out=rows, mode="clip")  # "raise" would copy twice
+        mirrored = items >= len(self.dataset)
+        rows[mirrored] = rows[mirrored, :, :, ::-1]
+        return images
+
+    def _next_decoded(self) -> torch.Tensor:
+        if self._decoded is None:
+            self._decoded = decode_batches(
+                self.dataset,
+                _plan(self._sampler.copy(), self.batch_size),
+                self.batch_size,
+                workers=self.workers,
+                pin_memory=self._pin_memory,
+            )
+        try:
+            images, bad = next(self._decoded)
+            if bad:
+                raise self.dataset.bad(bad)
+        except BaseException:
+            self.close()
+            raise
+        return images
+
+
+def default_workers() -> int:
+    """The cores that this rank may count as its own, at most 16."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
+    return min(MAX_WORKERS, max(1, available_cores() // ranks_here))
+
+
+def default_budget() -> int:
+    """Half of the memory that is free now, at most 8 GiB."""
+    return min(MAX_BUDGET, _free_memory() // 2)
+
+
+def _free_memory() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _plan(sampler: EndlessSampler, batch_size: int) -> Iterator[list[int]]:
+    while True:
+        yield sampler.take(batch_size).tolist()

@@ -1,0 +1,269 @@
+"""What every operator promises: opcheck, fakes with the real strides, meta, any strides, impl=, torch.compile."""
+
+import pytest
+import torch
+from ops_util import assert_close, derivatives, rand
+from torch._subclasses import FakeTensorMode
+
+from gankern import ops
+from gankern.ops import setup_filter, use_impl
+
+F4 = setup_filter([1, 3, 3, 1])
+CONSTANTS = [2, 1, True, True, "lrelu", 0.2, 1.4, 0.9, 1e-8, "reference"]
+LAYER = {"padding": 1, "act": "lrelu", "clamp": 0.9}
+
+# public call -> (function of the tensors, their shapes); x, the first, is [N, C, H, W] and N leads wherever it appears
+CALLS = {
+    "bias_act": (lambda x, b: ops.bias_act(x, b, act="lrelu", clamp=0.7), [(4, 6, 5, 3), (6,)]),
+    "bias_act-linear": (lambda x, b: ops.bias_act(x, b), [(4, 6, 5, 3), (6,)]),
+    "bias_act-swish": (lambda x, b: ops.bias_act(x, b, act="swish"), [(4, 6, 5, 3), (6,)]),
+    "pixel_norm": (lambda x: ops.pixel_norm(x), [(4, 6, 5, 3)]),
+    "minibatch_stddev": (lambda x: ops.minibatch_stddev(x, 2, 3), [(4, 6, 5, 3)]),
+    "upfirdn2d-up": (lambda x: ops.upsample2d(x, setup_filter([1, 3, 3, 1], device=x.device)), [(4, 6, 5, 3)]),
+    "upfirdn2d-down": (lambda x: ops.downsample2d(x, setup_filter([1] * 8, device=x.device)), [(4, 6, 5, 3)]),
+    "conv2d": (lambda x, w: ops.conv2d(x, w, 2, 1), [(4, 6, 5, 3), (8, 6, 3, 3)]),
+    "conv2d_resample": (
+        lambda x, w: ops.conv2d_resample(x, w, setup_filter([1, 3, 3, 1], device=x.device), up=2, padding=1),
+        [(4, 6, 5, 3), (8, 6, 3, 3)],
+    ),
+    "modulated_conv2d": (
+        lambda x, w, s, n, b: ops.modulated_conv2d(x, w, s, n, bias=b, **LAYER),
+        [(4, 6, 5, 3), (8, 6, 3, 3), (4, 6), (5, 3), (8,)],
+    ),
+    "modulated_conv2d-up": (
+        lambda x, w, s, n, b: ops.modulated_conv2d(
+            x, w, s, n, 2, resample_filter=setup_filter([1, 3, 3, 1], device=x.device), bias=b, **LAYER
+        ),
+        [(4, 6, 5, 3), (8, 6, 3, 3), (4, 6), (4, 1, 10, 6), (8,)],
+    ),
+}
+EVERY = pytest.mark.parametrize("call", CALLS)
+FORMATS = pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+
+
+def tensors(call, dtype=torch.float32, channels_last=False, n=4):
+    shapes = [(n, *s[1:]) if s[0] == 4 else s for s in CALLS[call][1]]
+    made = [rand(*s, seed=i, dtype=dtype, grad=True) for i, s in enumerate(shapes)]
+    made[0] = rand(*shapes[0], dtype=dtype, channels_last=channels_last, grad=True)
+    return made
+
+
+def first_order(fn, inputs, dy=None):
+    y = fn(*inputs)
+    return [y, *torch.autograd.grad(y, inputs, torch.ones_like(y) if dy is None else dy)]
+
+
+# -- opcheck: (op, shapes or constants) of every registered op ---------------------------------------------------------
+
+X, Y, W, S, B = (4, 6, 5, 3), (4, 8, 10, 6), (8, 6, 3, 3), (4, 6), (8,)
+REGISTERED = {
+    "bias_act": [X, (6,), 1, "lrelu", 0.2, 1.4, 0.7, "reference"],
+    "bias_act-swish": [X, (6,), 1, "swish", 0.0, 1.4, -1.0, "reference"],
+    "bias_act_backward": [X, None, None, X, True, 1, "tanh", 0.0, 1.0, 0.7, "reference"],
+    "bias_act_backward-linear": [X, None, None, None, True, 1, "linear", 0.0, 1.4, -1.0, "reference"],
+    "bias_act_backward-swish": [X, X, (6,), None, True, 1, "swish", 0.0, 1.4, -1.0, "reference"],
+    "pixel_norm": [X, 1, 1e-8, "reference"],
+    "pixel_norm_backward": [X, X, 1, 1e-8, "reference"],
+    "minibatch_stddev": [X, 2, 3, 1e-8, "reference"],
+    "minibatch_stddev_backward": [(4, 9, 5, 3), X, 2, 3, 1e-8, "reference"],
+    "upfirdn2d": [X, F4, [2, 2], [1, 1], [2, 1, 2, 1], False, 4.0, "reference"],
+    "upfirdn2d-down": [X, F4, [1, 1], [2, 2], [2, 1, -1, 3], True, 1.0, "reference"],
+    "conv2d": [X, W, 1, 1, False],
+    "conv2d-transposed": [X, (6, 8, 3, 3), 2, 0, True],
+    "conv2d_input_grad": [(4, 8, 5, 3), W, list(X), 1, 1, False],
+    "conv2d_weight_grad": [(4, 8, 5, 3), X, list(W), 1, 1, False],
+    "modulated_conv2d": [X, W, S, (10, 6), B, F4, *CONSTANTS],
+}
+NOT_AUTOGRAD = {"modulated_conv2d_backward": [Y, X, W, S, (10, 6), B, F4, Y, [True] * 5, *CONSTANTS]}
+
+
+def operands(spec, dtype, channels_last, grad):
+    made = []
+    for i, v in enumerate(spec):
+        if isinstance(v, tuple):
+            v = rand(*v, seed=i, dtype=dtype, channels_last=channels_last and len(v) == 4, grad=grad)
+        made.append(v)
+    return made
+
+
+def test_every_registered_op_is_checked():
+    registered = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("gankern::")}
+    assert registered == {name.split("-")[0] for name in REGISTERED | NOT_AUTOGRAD}
+
+
+@pytest.mark.parametrize("name", REGISTERED | NOT_AUTOGRAD)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@FORMATS
+def test_opcheck(name, dtype, channels_last):
+    op = getattr(torch.ops.gankern, name.split("-")[0]).default
+    args = operands((REGISTERED | NOT_AUTOGRAD)[name], dtype, channels_last, grad=name in REGISTERED)
+    checks = ["test_schema", "test_faketensor", "test_autograd_registration"]
+    if dtype == torch.float32 and not channels_last:
+        checks.append("test_aot_dispatch_dynamic")
+    torch.library.opcheck(op, args, test_utils=checks)
+
+
+# -- strides, formats, fakes -------------------------------------------------------------------------------------------
+
+
+@EVERY
+@FORMATS
+@pytest.mark.parametrize("n", [0, 1, 4])
+def test_fakes_match(call, channels_last, n):
+    """Shapes, dtypes and strides of the value and every gradient under FakeTensorMode are the real ones."""
+    fn, inputs = CALLS[call][0], tensors(call, channels_last=channels_last, n=n)
+    dy = torch.empty_like(fn(*inputs)).fill_(1)
+    real = first_order(fn, inputs, dy)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = first_order(fn, [mode.from_tensor(t) for t in inputs], mode.from_tensor(dy))
+    for got, want in zip(fake, real, strict=True):
+        assert (got.shape, got.dtype) == (want.shape, want.dtype)
+        if want.numel():
+            assert got.stride() == want.stride()
+
+
+@EVERY
+@pytest.mark.parametrize("impl", [None, "reference"], ids=["default", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_meta(call, impl, dtype):
+    fn, inputs = CALLS[call][0], tensors(call)
+    real = first_order(fn, inputs)
+    on_meta = [t.detach().to("meta", dtype).requires_grad_() for t in inputs]
+    if impl is None:
+        got = first_order(fn, on_meta)
+    else:
+        with use_impl(impl):
+            got = first_order(fn, on_meta)
+    assert [(t.shape, t.stride()) for t in got] == [(t.shape, t.stride()) for t in real]
+    assert all(t.device.type == "meta" and t.dtype == dtype for t in got)
+
+
+@EVERY
+@FORMATS
+def test_gradients_of_any_strides(call, channels_last):
+    """Stride-0, sliced and transposed gradients give the same as contiguous ones."""
+    fn, inputs = CALLS[call][0], tensors(call, torch.float64, channels_last)
+    y = fn(*inputs)
+    sliced = rand(*y.shape[:3], 2 * y.shape[3])[..., ::2]
+    transposed = rand(y.shape[1], y.shape[0], y.shape[3], y.shape[2]).permute(1, 0, 3, 2)
+    for dy in (torch.ones((), dtype=y.dtype).expand(y.shape), sliced, transposed, rand(*y.shape[2:]).expand(y.shape)):
+        got, want = first_order(fn, inputs, dy), first_order(fn, inputs, dy.clone().contiguous())
+        for a, b in zip(got, want, strict=True):
+            assert_close(a, b, 1e-12)
+    y.sum().backward()
+    for t, b in zip(inputs, first_order(fn, inputs)[1:], strict=True):
+        assert_close(t.grad, b, 1e-12)
+
+
+@EVERY
+def test_inputs_of_any_strides(call):
+    fn, inputs = CALLS[call][0], tensors(call, torch.float64)
+    want = first_order(fn, inputs)
+    views = []
+    for t in inputs:
+        wide = torch.full([*t.shape[:-1], 2 * t.shape[-1]], torch.nan, dtype=t.dtype)[..., ::2]
+        turned = torch.full(t.shape[::-1], torch.nan, dtype=t.dtype).permute(*range(t.ndim)[::-1])
+        views.append([v.copy_(t.detach()).requires_grad_() for v in (wide, turned)])
+    for some in zip(*views, strict=True):
+        for a, b in zip(first_order(fn, list(some)), want, strict=True):
+            assert_close(a, b, 1e-12)
+
+
+@EVERY
+@FORMATS
+def test_memory_format_changes_no_number(call, channels_last):
+    fn = CALLS[call][0]
+    inputs, plain = tensors(call, torch.float64, channels_last), tensors(call, torch.float64)
+    names = [f"t{i}" for i in range(len(inputs))]
+    got, want = (derivatives(lambda **t: fn(*t.values()), dict(zip(names, t, strict=True))) for t in (inputs, plain))
+    for name in want:
+        assert_close(got[name], want[name], 1e-11, name)
+
+
+@EVERY
+@FORMATS
+def test_empty_batch(call, channels_last):
+    fn, inputs = CALLS[call][0], tensors(call, torch.float64, channels_last, n=0)
+    y, *grads = first_order(fn, inputs)
+    assert y.shape[0] == 0
+    assert y.shape[1:] == fn(*tensors(call, torch.float64)).shape[1:]
+    for t, g in zip(inputs, grads, strict=True):
+        assert g.shape == t.shape
+        assert g.count_nonzero() == 0
+
+
+# -- which implementation ----------------------------------------------------------------------------------------------
+
+CHOOSERS = {
+    "bias_act": lambda impl: ops.bias_act(torch.zeros(1, 2), impl=impl),
+    "pixel_norm": lambda impl: ops.pixel_norm(torch.zeros(1, 2), impl=impl),
+    "minibatch_stddev": lambda impl: ops.minibatch_stddev(torch.zeros(1, 2, 3, 3), impl=impl),
+    "upfirdn2d": lambda impl: ops.upfirdn2d(torch.zeros(1, 2, 3, 3), None, impl=impl),
+    "modulated_conv2d": lambda impl: ops.modulated_conv2d(
+        torch.zeros(1, 2, 3, 3), torch.zeros(2, 2, 1, 1), torch.zeros(1, 2), impl=impl
+    ),
+}
+
+
+@pytest.mark.parametrize("op", CHOOSERS)
+def test_impl_argument(op, monkeypatch):
+    CHOOSERS[op]("reference")
+    with pytest.raises(ValueError, match=f"impl='nonsense': {op} is available as .*reference"):
+        CHOOSERS[op]("nonsense")
+    monkeypatch.setenv("GANKERN_IMPL", "nonsense")
+    with pytest.raises(ValueError, match=f"GANKERN_IMPL='nonsense': {op} is available as"):
+        CHOOSERS[op](None)
+    CHOOSERS[op]("reference")
+    with use_impl("reference"):
+        CHOOSERS[op](None)
+    monkeypatch.setenv("GANKERN_IMPL", "reference")
+    CHOOSERS[op](None)
+
+
+def test_use_impl_nests_and_ends(monkeypatch):
+    def choice():
+        reported = ops.implementations()["pixel_norm"]["choice"]
+        assert ops._impl.choose("pixel_norm", None) == reported
+        return reported
+
+    monkeypatch.setitem(ops._impl._declared, "pixel_norm", ("triton", "reference"))
+    assert choice() == "triton"
+    with use_impl("reference"):
+        assert choice() == "reference"
+        with use_impl("triton"):
+            assert choice() == "triton"
+        assert choice() == "reference"
+    with pytest.raises(KeyError), use_impl("reference"):
+        raise KeyError
+    assert choice() == "triton"
+
+
+def test_use_impl_refuses_unknown_names():
+    with pytest.raises(ValueError, match="impl='nonsense', expected one of reference, triton, cuda, cudnn"):
+        use_impl("nonsense").__enter__()
+
+
+def test_implementations_reports_choice_and_reason(monkeypatch):
+    report = ops.implementations()
+    assert set(CHOOSERS) <= set(report)
+    for entry in report.values():
+        assert set(entry) == {"choice", "why", "available"}
+        assert entry["choice"] in entry["available"].split(", ")
+    with use_impl("reference"):
+        assert {e["why"] for e in ops.implementations().values()} == {"forced"}
+    monkeypatch.setenv("GANKERN_IMPL", "nonsense")
+    assert all("nonsense was asked for" in e["why"] for e in ops.implementations().values())
+
+
+# -- torch.compile -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["bias_act", "modulated_conv2d-up"])
+def test_compiles_whole(call):
+    fn, inputs = CALLS[call][0], tensors(call)
+    if call == "modulated_conv2d-up":
+        fn = lambda x, w, s, n, b: ops.modulated_conv2d(x, w, s, n, 2, resample_filter=F4, bias=b, **LAYER)  # noqa: E731
+    torch._dynamo.reset()
+    compiled = torch.compile(fn, fullgraph=True, backend="aot_eager")
+    for got, want in zip(first_order(compiled, inputs), first_order(fn, inputs), strict=True):
+        assert torch.equal(got, want)
