@@ -115,10 +115,8 @@ class SynthesisBlock(nn.Module):
 
     def forward(self, x: Tensor | None, img: Tensor | None, ws: Tensor, noise_mode: str) -> tuple[Tensor, Tensor]:
         w = iter(ws.unbind(1))
-        if x is None:
-            x = self.const[None].expand(len(ws), -1, -1, -1)
-        else:
-            x = self.conv0(x, next(w), noise_mode)
+        start = self.const[None].expand(len(ws), -1, -1, -1) if x is None else None
+        x = start if x is None else self.conv0(x, next(w), noise_mode)
         x = self.conv1(x, next(w), noise_mode)
         y = self.torgb(x, next(w))
         return x, y if img is None else y + upsample(img, self.resample_filter)

@@ -11,15 +11,21 @@ from gankern.errors import InputError
 from gankern.models.stylegan2 import Discriminator, Generator
 
 
+def _shape(sd: Mapping[str, Tensor], name: str, dims: int) -> torch.Size:
+    if name not in sd:
+        raise InputError(f"state dict lacks {name}: not a StyleGAN2 network under the public names")
+    if sd[name].ndim != dims:
+        raise InputError(f"{name} has shape {tuple(sd[name].shape)}, expected {dims} dimensions")
+    return sd[name].shape
+
+
 def _channels(sd: Mapping[str, Tensor], pattern: str, axis: int) -> dict[int, int]:
     """{resolution: channels} from the weights whose names match."""
     found = {}
-    for name, value in sd.items():
+    for name in sd:
         match = re.fullmatch(pattern, name)
-        if match and value.ndim != 4:
-            raise InputError(f"{name} has shape {tuple(value.shape)}, expected 4 dimensions")
         if match:
-            found[int(match[1])] = value.shape[axis]
+            found[int(match[1])] = _shape(sd, name, 4)[axis]
     if not found:
         raise InputError(
             f"state dict has no weight named like {pattern}: not a StyleGAN2 network under the public names"
@@ -41,6 +47,13 @@ def _base_and_max(channels: dict[int, int]) -> tuple[int, int]:
 
 def _count_layers(sd: Mapping[str, Tensor]) -> int:
     return sum(re.fullmatch(r"mapping\.fc\d+\.weight", name) is not None for name in sd)
+
+
+def _build(make: type[nn.Module], **dimensions) -> nn.Module:
+    try:
+        return make(**dimensions)
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        raise InputError(f"state dict: its shapes make no {make.__name__} ({error})") from None
 
 
 def _load(network: nn.Module, sd: Mapping[str, Tensor]) -> nn.Module:
@@ -67,22 +80,20 @@ def generator_from_state_dict(sd: Mapping[str, Tensor], *, compute_dtype: torch.
     resolution = max(channels)
     base, top = _base_and_max(channels)
     last = f"synthesis.b{resolution}.torgb.weight"
-    for name in ("mapping.fc0.weight", "mapping.w_avg", last):
-        if name not in sd:
-            raise InputError(f"state dict lacks {name}")
-    w_dim = sd["mapping.w_avg"].shape[0]
-    c_dim = sd["mapping.embed.weight"].shape[1] if "mapping.embed.weight" in sd else 0
+    (w_dim,) = _shape(sd, "mapping.w_avg", 1)
+    c_dim = _shape(sd, "mapping.embed.weight", 2)[1] if "mapping.embed.weight" in sd else 0
     architecture = "orig"
     if "synthesis.b8.skip.weight" in sd:
         architecture = "resnet"
     elif "synthesis.b4.torgb.weight" in sd:
         architecture = "skip"
-    network = Generator(
-        z_dim=sd["mapping.fc0.weight"].shape[1] - (w_dim if c_dim else 0),
+    network = _build(
+        Generator,
+        z_dim=_shape(sd, "mapping.fc0.weight", 2)[1] - (w_dim if c_dim else 0),
         c_dim=c_dim,
         w_dim=w_dim,
         img_resolution=resolution,
-        img_channels=sd[last].shape[0],
+        img_channels=_shape(sd, last, 4)[0],
         num_mapping_layers=_count_layers(sd),
         channel_base=base,
         channel_max=top,
@@ -100,33 +111,30 @@ def discriminator_from_state_dict(
 
     Raises InputError (a ValueError) where names or shapes aren't those of a StyleGAN2 discriminator.
     """
-    for name in ("b4.conv.weight", "b4.out.weight"):
-        if name not in sd:
-            raise InputError(f"state dict lacks {name}: not a StyleGAN2 discriminator under the public names")
     channels = _channels(sd, r"b(\d+)\.conv0\.weight", 0)
     resolution = max(channels)
-    channels[4] = sd["b4.conv.weight"].shape[0]
+    channels[4], last_in, _, _ = _shape(sd, "b4.conv.weight", 4)
+    if last_in < channels[4]:
+        raise InputError(f"b4.conv.weight has shape {tuple(sd['b4.conv.weight'].shape)}, fewer channels in than out")
     base, top = _base_and_max(channels)
-    c_dim = sd["mapping.embed.weight"].shape[1] if "mapping.embed.weight" in sd else 0
+    c_dim = _shape(sd, "mapping.embed.weight", 2)[1] if "mapping.embed.weight" in sd else 0
     architecture = "orig"
     if f"b{resolution}.skip.weight" in sd:
         architecture = "resnet"
     elif "b4.fromrgb.weight" in sd:
         architecture = "skip"
-    fromrgb = f"b{resolution}.fromrgb.weight"
-    if fromrgb not in sd:
-        raise InputError(f"state dict lacks {fromrgb}")
-    network = Discriminator(
+    network = _build(
+        Discriminator,
         c_dim=c_dim,
         img_resolution=resolution,
-        img_channels=sd[fromrgb].shape[1],
+        img_channels=_shape(sd, f"b{resolution}.fromrgb.weight", 4)[1],
         num_mapping_layers=_count_layers(sd) if c_dim else 8,
         channel_base=base,
         channel_max=top,
         architecture=architecture,
-        cmap_dim=sd["b4.out.weight"].shape[0] if c_dim else None,
+        cmap_dim=_shape(sd, "b4.out.weight", 2)[0] if c_dim else None,
         mbstd_group_size=mbstd_group_size,
-        mbstd_num_channels=sd["b4.conv.weight"].shape[1] - channels[4],
+        mbstd_num_channels=last_in - channels[4],
         compute_dtype=compute_dtype,
     )
     return _load(network, sd)
