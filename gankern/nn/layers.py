@@ -73,22 +73,23 @@ class EqualizedConv2d(nn.Module):
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        plain = self.bias is None and self.act == "linear" and self.clamp is None
-        w = self.weight * (self.weight_gain * (gain if plain else 1.0))
+        act_gain = gain * ops.default_gain(self.act)
+        clamp = None if self.clamp is None else self.clamp * gain
+        # linear and leaky ReLU are positively homogeneous: the gain belongs to the small weight and bias
+        folded = act_gain if self.act in ("linear", "relu", "lrelu") and act_gain > 0 else 1.0
         y = ops.conv2d_resample(
             x,
-            w.to(x.dtype),
+            (self.weight * (self.weight_gain * folded)).to(x.dtype),
             self.resample_filter,
             up=self.up,
             down=self.down,
             padding=self.weight.shape[-1] // 2,
             flip_weight=self.up == 1,
         )
-        if plain:
+        b = None if self.bias is None else (self.bias * folded).to(x.dtype)
+        if b is None and self.act == "linear" and clamp is None:
             return y
-        b = None if self.bias is None else self.bias.to(x.dtype)
-        clamp = None if self.clamp is None else self.clamp * gain
-        return ops.bias_act(y, b, act=self.act, gain=gain * ops.default_gain(self.act), clamp=clamp)
+        return ops.bias_act(y, b, act=self.act, gain=act_gain / folded, clamp=clamp)
 
     def extra_repr(self) -> str:
         o, i, k, _ = self.weight.shape

@@ -79,12 +79,30 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(x, w)
 
 
+def conv2d_backward(
+    dy: Tensor,
+    x: Tensor | None,
+    w: Tensor,
+    x_size: Sequence[int],
+    stride: int,
+    padding: int,
+    transposed: bool,
+    *,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and w where needed, differentiable under create_graph; x may be None where w's isn't needed."""
+    args = stride, padding, transposed
+    if all(needs) and not torch.is_grad_enabled():  # the library prepares dy once for both
+        return _library_backward(dy, x, w, *args, [True, True, False])[:2]
+    dx = conv2d_input_grad(dy, w, list(x_size), *args) if needs[0] else None
+    dw = conv2d_weight_grad(dy, x, list(w.shape), *args) if needs[1] else None
+    return dx, dw
+
+
 def _backward(ctx, dy):
     x, w = ctx.saved_tensors
-    dx = conv2d_input_grad(dy, w, x.shape, *ctx.args) if ctx.needs_input_grad[0] else None
-    wanted = ctx.needs_input_grad[1] and weight_gradients_wanted()
-    dw = conv2d_weight_grad(dy, x, w.shape, *ctx.args) if wanted else None
-    return dx, dw, None, None, None
+    needs = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and weight_gradients_wanted()
+    return *conv2d_backward(dy, x, w, x.shape, *ctx.args, needs=needs), None, None, None
 
 
 def _save_grad(ctx, inputs, output):

@@ -11,9 +11,9 @@ with g the gradient of p = d·u + noise + b:
     dx̃ = Cᵢ(d·g, w)     dx = s·dx̃     ds = Σ_hw x·dx̃     dw = C_w(d·g, x̃)     db = Σ_nhw g     dnoise = Σ_o g
     by demodulation:    e = −½·d³·Σ_hw g·u     ds += 2s·(e·Σ_k w²)     dw += 2w·(eᵀ·s²)
 
-u comes back from y where the activation inverts (linear, leaky ReLU), so x and y are all that a layer keeps. First
-order is one backward op; under create_graph=True the same formulas run as differentiable operators, exact to second
-order. Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" (arXiv:1912.04958), section 2.2.
+Where the activation inverts (linear, leaky ReLU) the sum of g·u comes from dy·y, so x and y are all that a layer
+keeps. First order is one backward op; under create_graph=True the same formulas run as differentiable operators, exact
+to second order. Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" (arXiv:1912.04958), 2.2.
 """
 
 import math
@@ -26,9 +26,8 @@ from gankern.ops import _impl
 from gankern.ops.bias_act import ACTIVATIONS, activation_args, bias_act, bias_act_backward, check_bias
 from gankern.ops.conv2d import (
     conv2d,
-    conv2d_input_grad,
+    conv2d_backward,
     conv2d_resample,
-    conv2d_weight_grad,
     transposed_padding,
     upsample_padding,
     weight_gradients_wanted,
@@ -40,10 +39,14 @@ def _statistics(t: Tensor) -> Tensor:
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
+def _energy(weight: Tensor) -> Tensor:
+    """Σ_k w² [O, I], in at least float32."""
+    return _statistics(weight).square().sum([2, 3])
+
+
 def demodulation(weight: Tensor, styles: Tensor, eps: float = 1e-8) -> Tensor:
     """d [N, O] of weight [O, I, k, k] and styles [N, I], in at least float32: rsqrt(s² · (Σ_k w²)ᵀ + eps)."""
-    w, s = _statistics(weight), _statistics(styles)
-    return (s.square() @ w.square().sum([2, 3]).t() + eps).rsqrt()
+    return (_statistics(styles).square() @ _energy(weight).t() + eps).rsqrt()
 
 
 def modulated_conv2d_reference(
@@ -87,12 +90,8 @@ class _Layer:
 
     @property
     def invertible(self) -> bool:
-        """Whether y gives the pre-activation back."""
-        return self.gain != 0 and (self.act == "linear" or (self.act == "lrelu" and self.alpha > 0))
-
-    @property
-    def act_args(self) -> tuple:
-        return 1, self.act, self.alpha, self.gain, self.clamp, self.impl
+        """Whether y gives the pre-activation back, by its sign."""
+        return self.gain > 0 and (self.act == "linear" or (self.act == "lrelu" and self.alpha > 0))
 
     def transposed(self, w: Tensor) -> bool:
         return self.up == 2 and w.shape[-1] > 1
@@ -139,51 +138,71 @@ def _demodulated(u: Tensor, d: Tensor | None, noise: Tensor | None) -> Tensor:
     return u * scale if noise is None else torch.addcmul(noise.to(u.dtype), u, scale)
 
 
-def _recovered(y: Tensor, d: Tensor, noise: Tensor | None, b: Tensor | None, layer: _Layer) -> Tensor:
-    """u from y, where the activation inverts. Where y was clamped the number is wrong, and meets a zero gradient."""
-    p = _statistics(y) / layer.gain
-    if layer.act == "lrelu":
-        p = torch.where(p > 0, p, p / layer.alpha)
-    p = p if b is None else p - b[:, None, None]
-    p = p if noise is None else p - noise
-    return p / d[:, :, None, None]
+def _image_sum(t: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Σ_hw t [N, O] in at least float32, each pixel times `weight` (broadcastable to [N, 1, H, W]) where given."""
+    t = _statistics(t)
+    if weight is None:
+        return t.sum([2, 3])
+    weight = weight.to(t.dtype).expand(t.shape[0], 1, *t.shape[2:])[:, 0]
+    return torch.einsum("nohw,nhw->no", t, weight)
+
+
+def _through_activation(dy, x, w, s, noise, b, f, y, d, layer: _Layer, need_gu: bool):
+    """(h, gain, Σ_hw g·u): the gradient of the pre-activation is g = gain·h; the sum is None unless needed.
+
+    Where the activation inverts, g·p = dy·y wherever y wasn't clamped, so u = (p − b − noise)/d is never made.
+    """
+    if layer.invertible:
+        act_args = 1, layer.act, layer.alpha, 1.0, layer.clamp, layer.impl
+        plain = layer.act == "linear" and layer.clamp < 0
+        h = dy if plain else bias_act_backward(dy, None, None, y, False, *act_args)[0]
+        if not need_gu:
+            return h, layer.gain, None
+        product = _statistics(dy) * y
+        gu = (product if layer.clamp < 0 else torch.where(y.abs() < layer.clamp, product, 0.0)).sum([2, 3])
+        gu = gu if b is None else gu - layer.gain * b * _image_sum(h)
+        gu = gu if noise is None else gu - layer.gain * _image_sum(h, noise)
+        return h, layer.gain, gu / d
+    u = layer.convolve(_scaled(x, s), w, f)
+    p = _demodulated(u, d, noise) if ACTIVATIONS[layer.act].needs_x else None
+    saved = (p, b, None) if p is not None else (None, None, y)
+    g = bias_act_backward(dy, *saved, False, 1, layer.act, layer.alpha, layer.gain, layer.clamp, layer.impl)[0]
+    return g, 1.0, _image_sum(_statistics(g) * u) if need_gu else None
 
 
 def _gradients(dy, x, w, s, noise, b, f, y, layer: _Layer, needs: list[bool]) -> list[Tensor | None]:
     """Gradients of x, w, s, noise and b where needed: the equations above in differentiable operators."""
     need_x, need_w, need_s, need_noise, need_b = needs
     d = demodulation(w, s, layer.eps) if layer.demodulate else None
-    xs = _scaled(x, s) if need_w or not layer.invertible else None
-    u = None if layer.invertible else layer.convolve(xs, w, f)
-    p = _demodulated(u, d, noise) if ACTIVATIONS[layer.act].needs_x else None
-    by_y = p is None and (layer.act != "linear" or layer.clamp >= 0)
-    saved = (p, b if p is not None else None, y if by_y else None)
-    g, db = bias_act_backward(dy, *saved, need_b, *layer.act_args)
-    dnoise = g.sum(1, keepdim=True).sum_to_size(noise.shape).to(noise.dtype) if need_noise else None
+    need_gu = d is not None and (need_s or need_w)
+    h, gain, gu = _through_activation(dy, x, w, s, noise, b, f, y, d, layer, need_gu)
+    db = (gain * _image_sum(h).sum(0)).to(b.dtype) if need_b else None
+    dnoise = (gain * h.sum(1, keepdim=True)).sum_to_size(noise.shape).to(noise.dtype) if need_noise else None
 
-    ds = dw = dx = None
-    if d is not None and (need_s or need_w):
-        u = _recovered(y, d, noise, b, layer) if u is None else u
-        wf, sf = _statistics(w), _statistics(s)
-        e = -0.5 * d.pow(3) * _statistics(g * u).sum([2, 3])  # [N, O], the gradient of s² · (Σ_k w²)ᵀ
-        ds = 2 * sf * (e @ wf.square().sum([2, 3])) if need_s else None
-        dw = 2 * wf * (e.t() @ sf.square())[:, :, None, None] if need_w else None
+    ds = dw = dx = e = None
+    if need_gu:
+        e = -0.5 * d.pow(3) * gu  # [N, O], the gradient of s² · (Σ_k w²)ᵀ
+        ds = 2 * _statistics(s) * (e @ _energy(w)) if need_s else None
 
-    dt = g if d is None else _scaled(g, d)
+    scale = gain if d is None else (d * gain).to(h.dtype)[:, :, None, None]
+    dt = h if d is None and gain == 1 else h * scale
     if layer.up == 2:
         t_size = _transposed_size(x, w) if layer.transposed(w) else list(x.shape[2:])
         dt = upfirdn2d_adjoint(dt, f, t_size, **layer.fir_args(w, f), impl=layer.impl)
     kernel, conv_args = layer.kernel(w, x), layer.conv_args(w)
+    xs = _scaled(x, s) if need_w else None
+    dxs, dkernel = conv2d_backward(dt, xs, kernel, x.shape, *conv_args, needs=(need_x or need_s, need_w))
     if need_x or need_s:
-        dxs = conv2d_input_grad(dt, kernel, list(x.shape), *conv_args)
         dx = _scaled(dxs, s) if need_x else None
         if need_s:
-            through_x = _statistics(dxs * x).sum([2, 3])
+            through_x = _image_sum(_statistics(dxs) * x)
             ds = (through_x if ds is None else ds + through_x).to(s.dtype)
     if need_w:
-        through_x = layer.kernel_adjoint(conv2d_weight_grad(dt, xs, list(kernel.shape), *conv_args), w)
-        dw = through_x if dw is None else dw.to(w.dtype) + through_x
-    return [dx, dw, ds, dnoise, db if need_b else None]
+        dw = layer.kernel_adjoint(dkernel, w)
+        if e is not None:
+            through_d = (e.t() @ _statistics(s).square())[:, :, None, None]
+            dw = dw + w * (2 * through_d).to(w.dtype)
+    return [dx, dw, ds, dnoise, db]
 
 
 def _transposed_size(x: Tensor, w: Tensor) -> list[int]:

@@ -276,7 +276,7 @@ def test_keeps_the_memory_format(case, channels_last):
         ({"act": "gelu"}, r"act='gelu', expected one of"),
         ({"act": "lrelu", "alpha": -1}, r"alpha=-1.0, expected"),
         ({"clamp": -math.inf}, r"clamp=-inf, expected"),
-        ({"up": 2, "resample_filter": torch.ones(4).double()}, r"resample_filter is torch.float64"),
+        ({"up": 2, "resample_filter": torch.ones(4).long()}, r"resample_filter is torch.int64"),
         ({"weight": torch.zeros(5, 3, 3, 3, dtype=torch.int32)}, r"weight is torch.int32"),
         ({"styles": torch.zeros(2, 3, device="meta")}, r"styles is .*meta"),
     ],
