@@ -92,7 +92,7 @@ def conv2d_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and w where needed, differentiable under create_graph; x may be None where w's isn't needed."""
     args = stride, padding, transposed
-    if all(needs) and not torch.is_grad_enabled():  # the library prepares dy once for both
+    if all(needs) and x.shape[0] and not torch.is_grad_enabled():  # the library prepares dy once for both
         return _library_backward(dy, x, w, *args, [True, True, False])[:2]
     dx = conv2d_input_grad(dy, w, list(x_size), *args) if needs[0] else None
     dw = conv2d_weight_grad(dy, x, list(w.shape), *args) if needs[1] else None

@@ -5,11 +5,12 @@
     d = (Σ_i s²·Σ_k w² + eps)^-1/2                          demodulation [N, O], a small matrix product
     y = clamp(gain · act(d·u + noise + b), ±clamp)
 
-which equals convolving each sample with its own weight s·w·d, a tensor [N, O, I, k, k] that is never made. Backward,
-with g the gradient of p = d·u + noise + b:
+which equals convolving each sample with its own weight s·w·d, a tensor [N, O, I, k, k] that is never made. The
+registered op takes d as an input; autograd differentiates the small product. Backward, with g the gradient of
+p = d·u + noise + b:
 
-    dx̃ = Cᵢ(d·g, w)     dx = s·dx̃     ds = Σ_hw x·dx̃     dw = C_w(d·g, x̃)     db = Σ_nhw g     dnoise = Σ_o g
-    by demodulation:    e = −½·d³·Σ_hw g·u     ds += 2s·(e·Σ_k w²)     dw += 2w·(eᵀ·s²)
+    dx̃ = Cᵢ(d·g, w)     dx = s·dx̃     ds = Σ_hw x·dx̃     dw = C_w(d·g, x̃)
+    dd = Σ_hw g·u       db = Σ_nhw g   dnoise = Σ_o g
 
 Where the activation inverts (linear, leaky ReLU) the sum of g·u comes from dy·y, so x and y are all that a layer
 keeps. First order is one backward op; under create_graph=True the same formulas run as differentiable operators, exact
@@ -39,14 +40,10 @@ def _statistics(t: Tensor) -> Tensor:
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
-def _energy(weight: Tensor) -> Tensor:
-    """Σ_k w² [O, I], in at least float32."""
-    return _statistics(weight).square().sum([2, 3])
-
-
 def demodulation(weight: Tensor, styles: Tensor, eps: float = 1e-8) -> Tensor:
     """d [N, O] of weight [O, I, k, k] and styles [N, I], in at least float32: rsqrt(s² · (Σ_k w²)ᵀ + eps)."""
-    return (_statistics(styles).square() @ _energy(weight).t() + eps).rsqrt()
+    w, s = _statistics(weight), _statistics(styles)
+    return (s.square() @ w.square().sum([2, 3]).t() + eps).rsqrt()
 
 
 def modulated_conv2d_reference(
@@ -79,13 +76,11 @@ class _Layer:
 
     up: int
     padding: int
-    demodulate: bool
     flip_weight: bool
     act: str
     alpha: float
     gain: float
     clamp: float
-    eps: float
     impl: str
 
     @property
@@ -147,62 +142,50 @@ def _image_sum(t: Tensor, weight: Tensor | None = None) -> Tensor:
     return torch.einsum("nohw,nhw->no", t, weight)
 
 
-def _through_activation(dy, x, w, s, noise, b, f, y, d, layer: _Layer, need_gu: bool):
-    """(h, gain, Σ_hw g·u): the gradient of the pre-activation is g = gain·h; the sum is None unless needed.
+def _through_activation(dy, x, w, s, d, noise, b, f, y, layer: _Layer, need_d: bool):
+    """(h, gain, dd): the gradient of the pre-activation is g = gain·h, and dd = Σ_hw g·u (None unless needed).
 
     Where the activation inverts, g·p = dy·y wherever y wasn't clamped, so u = (p − b − noise)/d is never made.
     """
-    if layer.invertible:
-        act_args = 1, layer.act, layer.alpha, 1.0, layer.clamp, layer.impl
-        plain = layer.act == "linear" and layer.clamp < 0
-        h = dy if plain else bias_act_backward(dy, None, None, y, False, *act_args)[0]
-        if not need_gu:
-            return h, layer.gain, None
-        product = _statistics(dy) * y
-        gu = (product if layer.clamp < 0 else torch.where(y.abs() < layer.clamp, product, 0.0)).sum([2, 3])
-        gu = gu if b is None else gu - layer.gain * b * _image_sum(h)
-        gu = gu if noise is None else gu - layer.gain * _image_sum(h, noise)
-        return h, layer.gain, gu / d
-    u = layer.convolve(_scaled(x, s), w, f)
-    p = _demodulated(u, d, noise) if ACTIVATIONS[layer.act].needs_x else None
-    saved = (p, b, None) if p is not None else (None, None, y)
-    g = bias_act_backward(dy, *saved, False, 1, layer.act, layer.alpha, layer.gain, layer.clamp, layer.impl)[0]
-    return g, 1.0, _image_sum(_statistics(g) * u) if need_gu else None
+    if not layer.invertible:
+        u = layer.convolve(_scaled(x, s), w, f)
+        p = _demodulated(u, d, noise) if ACTIVATIONS[layer.act].needs_x else None
+        saved = (p, b, None) if p is not None else (None, None, y)
+        g = bias_act_backward(dy, *saved, False, 1, layer.act, layer.alpha, layer.gain, layer.clamp, layer.impl)[0]
+        return g, 1.0, _image_sum(_statistics(g) * u) if need_d else None
+    if layer.act == "linear" and layer.clamp < 0:
+        h = dy
+    else:
+        h = bias_act_backward(dy, None, None, y, False, 1, layer.act, layer.alpha, 1.0, layer.clamp, layer.impl)[0]
+    if not need_d:
+        return h, layer.gain, None
+    gp = _statistics(dy) * y
+    gp = (gp if layer.clamp < 0 else torch.where(y.abs() < layer.clamp, gp, 0.0)).sum([2, 3])
+    gp = gp if b is None else gp - layer.gain * b * _image_sum(h)
+    gp = gp if noise is None else gp - layer.gain * _image_sum(h, noise)
+    return h, layer.gain, gp / d
 
 
-def _gradients(dy, x, w, s, noise, b, f, y, layer: _Layer, needs: list[bool]) -> list[Tensor | None]:
-    """Gradients of x, w, s, noise and b where needed: the equations above in differentiable operators."""
-    need_x, need_w, need_s, need_noise, need_b = needs
-    d = demodulation(w, s, layer.eps) if layer.demodulate else None
-    need_gu = d is not None and (need_s or need_w)
-    h, gain, gu = _through_activation(dy, x, w, s, noise, b, f, y, d, layer, need_gu)
+def _gradients(dy, x, w, s, d, noise, b, f, y, layer: _Layer, needs: list[bool]) -> list[Tensor | None]:
+    """Gradients of x, w, s, d, noise and b where needed: the equations above in differentiable operators."""
+    need_x, need_w, need_s, need_d, need_noise, need_b = needs
+    h, gain, dd = _through_activation(dy, x, w, s, d, noise, b, f, y, layer, need_d)
     db = (gain * _image_sum(h).sum(0)).to(b.dtype) if need_b else None
     dnoise = (gain * h.sum(1, keepdim=True)).sum_to_size(noise.shape).to(noise.dtype) if need_noise else None
-
-    ds = dw = dx = e = None
-    if need_gu:
-        e = -0.5 * d.pow(3) * gu  # [N, O], the gradient of s² · (Σ_k w²)ᵀ
-        ds = 2 * _statistics(s) * (e @ _energy(w)) if need_s else None
 
     scale = gain if d is None else (d * gain).to(h.dtype)[:, :, None, None]
     dt = h if d is None and gain == 1 else h * scale
     if layer.up == 2:
         t_size = _transposed_size(x, w) if layer.transposed(w) else list(x.shape[2:])
         dt = upfirdn2d_adjoint(dt, f, t_size, **layer.fir_args(w, f), impl=layer.impl)
-    kernel, conv_args = layer.kernel(w, x), layer.conv_args(w)
+    kernel = layer.kernel(w, x)
     xs = _scaled(x, s) if need_w else None
-    dxs, dkernel = conv2d_backward(dt, xs, kernel, x.shape, *conv_args, needs=(need_x or need_s, need_w))
-    if need_x or need_s:
-        dx = _scaled(dxs, s) if need_x else None
-        if need_s:
-            through_x = _image_sum(_statistics(dxs) * x)
-            ds = (through_x if ds is None else ds + through_x).to(s.dtype)
-    if need_w:
-        dw = layer.kernel_adjoint(dkernel, w)
-        if e is not None:
-            through_d = (e.t() @ _statistics(s).square())[:, :, None, None]
-            dw = dw + w * (2 * through_d).to(w.dtype)
-    return [dx, dw, ds, dnoise, db]
+    needs_conv = need_x or need_s, need_w
+    dxs, dkernel = conv2d_backward(dt, xs, kernel, x.shape, *layer.conv_args(w), needs=needs_conv)
+    dx = _scaled(dxs, s) if need_x else None
+    ds = _image_sum(_statistics(dxs) * x).to(s.dtype) if need_s else None
+    dw = layer.kernel_adjoint(dkernel, w) if need_w else None
+    return [dx, dw, ds, dd, dnoise, db]
 
 
 def _transposed_size(x: Tensor, w: Tensor) -> list[int]:
@@ -217,23 +200,21 @@ def _forward_impl(
     x: Tensor,
     weight: Tensor,
     styles: Tensor,
+    d: Tensor | None,
     noise: Tensor | None,
     bias: Tensor | None,
     f: Tensor | None,
     up: int,
     padding: int,
-    demodulate: bool,
     flip_weight: bool,
     act: str,
     alpha: float,
     gain: float,
     clamp: float,
-    eps: float,
     impl: str,
 ) -> Tensor:
-    layer = _Layer(up, padding, demodulate, flip_weight, act, alpha, gain, clamp, eps, impl)
+    layer = _Layer(up, padding, flip_weight, act, alpha, gain, clamp, impl)
     u = layer.convolve(_scaled(x, styles), weight, f)
-    d = demodulation(weight, styles, eps) if demodulate else None
     p = _demodulated(u, d, noise)
     if bias is None and act == "linear" and gain == 1 and clamp < 0:
         return p
@@ -246,6 +227,7 @@ def _backward_impl(
     x: Tensor,
     weight: Tensor,
     styles: Tensor,
+    d: Tensor | None,
     noise: Tensor | None,
     bias: Tensor | None,
     f: Tensor | None,
@@ -253,18 +235,16 @@ def _backward_impl(
     needs: list[bool],
     up: int,
     padding: int,
-    demodulate: bool,
     flip_weight: bool,
     act: str,
     alpha: float,
     gain: float,
     clamp: float,
-    eps: float,
     impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, styles, noise, bias; an empty tensor for each that isn't needed."""
-    layer = _Layer(up, padding, demodulate, flip_weight, act, alpha, gain, clamp, eps, impl)
-    gradients = _gradients(dy, x, weight, styles, noise, bias, f, y, layer, needs)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, styles, d, noise, bias; an empty tensor for each that isn't needed."""
+    layer = _Layer(up, padding, flip_weight, act, alpha, gain, clamp, impl)
+    gradients = _gradients(dy, x, weight, styles, d, noise, bias, f, y, layer, needs)
     return tuple(x.new_empty(0) if t is None else t for t in gradients)
 
 
@@ -277,22 +257,22 @@ _modulated_conv2d_backward.register_fake(_backward_impl)
 
 
 def _save(ctx, inputs, output):
-    x, weight, styles, noise, bias, f, *constants = inputs
+    *tensors, constants = *inputs[:7], inputs[7:]
     ctx.layer = _Layer(*constants)
-    ctx.save_for_backward(x, weight, styles, noise, bias, f, output)
+    ctx.save_for_backward(*tensors, output)
 
 
 def _backward(ctx, dy):
     *inputs, y = ctx.saved_tensors
-    needs = list(ctx.needs_input_grad[:5])
+    needs = list(ctx.needs_input_grad[:6])
     if not weight_gradients_wanted():
-        needs = [needs[0], False, needs[2], False, False]
+        needs = [needs[0], False, needs[2], needs[3], False, False]
     if torch.is_grad_enabled():  # create_graph=True
         gradients = _gradients(dy, *inputs, y, ctx.layer, needs)
     else:
         gradients = _modulated_conv2d_backward(dy, *inputs, y, needs, *astuple(ctx.layer))
     gradients = [t if need else None for t, need in zip(gradients, needs, strict=True)]
-    return *gradients, *[None] * 11
+    return *gradients, *[None] * 9
 
 
 _modulated_conv2d.register_autograd(_backward, setup_context=_save)
@@ -373,6 +353,7 @@ def modulated_conv2d(
     if bias is not None:
         check_bias(bias, x, weight.shape[0])
     act_args = activation_args(act, alpha, gain, clamp)
-    constants = (up, padding, bool(demodulate), bool(flip_weight), *act_args, float(eps))
+    d = demodulation(weight, styles, eps) if demodulate else None
+    tensors = (x, weight, styles, d, noise, bias, resample_filter)
     chosen = _impl.choose("modulated_conv2d", impl)
-    return _modulated_conv2d(x, weight, styles, noise, bias, resample_filter, *constants, chosen)
+    return _modulated_conv2d(*tensors, up, padding, bool(flip_weight), *act_args, chosen)

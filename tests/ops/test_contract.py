@@ -9,7 +9,7 @@ from gankern import ops
 from gankern.ops import setup_filter, use_impl
 
 F4 = setup_filter([1, 3, 3, 1])
-CONSTANTS = [2, 1, True, True, "lrelu", 0.2, 1.4, 0.9, 1e-8, "reference"]
+CONSTANTS = (2, 1, True, "lrelu", 0.2, 1.4, 0.9, "reference")
 LAYER = {"padding": 1, "act": "lrelu", "clamp": 0.9}
 
 # public call -> (function of the tensors, their shapes); x, the first, is [N, C, H, W] and N leads wherever it appears
@@ -72,9 +72,9 @@ REGISTERED = {
     "conv2d-transposed": [X, (6, 8, 3, 3), 2, 0, True],
     "conv2d_input_grad": [(4, 8, 5, 3), W, list(X), 1, 1, False],
     "conv2d_weight_grad": [(4, 8, 5, 3), X, list(W), 1, 1, False],
-    "modulated_conv2d": [X, W, S, (10, 6), B, F4, *CONSTANTS],
+    "modulated_conv2d": [X, W, S, (4, 8), (10, 6), B, F4, *CONSTANTS],
 }
-NOT_AUTOGRAD = {"modulated_conv2d_backward": [Y, X, W, S, (10, 6), B, F4, Y, [True] * 5, *CONSTANTS]}
+NOT_AUTOGRAD = {"modulated_conv2d_backward": [Y, X, W, S, (4, 8), (10, 6), B, F4, Y, [True] * 6, *CONSTANTS]}
 
 
 def operands(spec, dtype, channels_last, grad):
