@@ -21,11 +21,8 @@ def save_network(path: Path, network: nn.Module, *, nimg: int, extra: dict | Non
     header = {"format": FORMAT, "gankern": __version__, "architecture": "stylegan2", "config": network.config}
     header |= {"nimg": nimg} | (extra or {})
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    with replacing(path) as temporary:
-        try:
-            safetensors.torch.save_file(tensors, temporary, metadata={"gankern": json.dumps(header)})
-        except safetensors.SafetensorError as error:  # a full disk arrives as one
-            raise OSError(str(error)) from error
+    with replacing(path) as temporary:  # save_file would make it unreadable for others, and hide a full disk's errno
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata={"gankern": json.dumps(header)}))
 
 
 def load_network(

@@ -41,9 +41,11 @@ def save_checkpoint(run: Path, state: dict, nimg: int, keep: int) -> Path:
         temporary.mkdir()
         file = temporary / "state.pt"
         try:
-            torch.save(state, file)
-        except RuntimeError as error:  # torch's writer reports a full disk so
-            raise OSError(str(error).splitlines()[0]) from error
+            with file.open("wb") as out:  # given a path, torch's writer doesn't say that the disk is full
+                torch.save(state, out)
+        except RuntimeError as error:
+            reason = error.__context__
+            raise (reason if isinstance(reason, OSError) else OSError(str(error).splitlines()[0])) from error
         meta = {"format": FORMAT, "gankern": __version__, "nimg": nimg, "size": file.stat().st_size, "crc": _crc(file)}
         (temporary / "meta.json").write_text(json.dumps(meta) + "\n")
     written = list_checkpoints(run)

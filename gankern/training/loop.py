@@ -59,7 +59,7 @@ def train(config: Config, run: RunDir) -> int:
     dataset = open_data(config)
     run.log(dataset.summary())
     torch.manual_seed(config.seed)
-    with _stream(config, dataset, device) as stream, _StopSignals() as stop:
+    with _stream(config, dataset, device, run) as stream, _StopSignals() as stop:
         trainer = Trainer(config, device, _label_sampler(dataset, config), run.log)
         snapshots = Snapshots(config, run, dataset, device)
         if not _restore(run, trainer, stream):
@@ -102,7 +102,7 @@ def continue_command(run: RunDir) -> str:
     return f"gankern train --resume {run.path}"
 
 
-def _stream(config: Config, dataset: ImageDataset, device: torch.device) -> BatchStream:
+def _stream(config: Config, dataset: ImageDataset, device: torch.device, run: RunDir) -> BatchStream:
     return BatchStream(
         dataset,
         config.batch,
@@ -111,6 +111,7 @@ def _stream(config: Config, dataset: ImageDataset, device: torch.device) -> Batc
         memory_budget=None if config.memory_gb is None else int(config.memory_gb * 2**30),
         workers=config.workers,
         pin_memory=device.type == "cuda",
+        progress=lambda done, total: run.live(f"decoding images, once: {done:,} of {total:,}"),
     )
 
 

@@ -50,64 +50,10 @@ def save_curves(path: Path, rows: list[dict]) -> bool:
         "path length": ("path_length",),
         "SWD x 1000": ("swd", "swd_floor"),
     }
-    shown = {title: [n for n in names if any(row.get(n) is not None for row in rows)] for title, names in
-    panels.items()}
+    known = {name for row in rows for name, value in row.items() if value is not None}
+    shown = {title: [n for n in names if n in known] for title, names in panels.items()}
     shown = {title: names for title, names in shown.items() if names}
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-    if
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-   
-    not shown:
+    if not shown:
         return False
     figure = Figure(figsize=(7, 2.2 * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
