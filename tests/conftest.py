@@ -1,4 +1,4 @@
-"""Shared fixtures: golden arrays, deterministic threads, and the skip of GPU tests where there is no GPU."""
+"""Shared fixtures: golden arrays, small datasets and runs, and the skip of GPU tests where there is no GPU."""
 
 import json
 import os
@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from gankern.cli import main
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -37,3 +40,124 @@ def golden():
 def golden_json():
     """golden_json("ops") -> the parsed tests/golden/ops.json."""
     return lambda name: json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+# -- small datasets and runs ------------------------------------------------------------------------------------------
+
+TINY = "--preset stylegan2 --mapping-layers 2 --channel-base 128 --z-dim 16 --w-dim 16 --batch 8 --kimg 0.032"
+TINY = (TINY + " --r1-interval 3 --pl-interval 2 --tick 0.016 --snap 100 --metric-images 4 --device cpu").split()
+"""Options of a run of four steps on 16x16 images: less than two seconds."""
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The options of a tiny run; later ones of the same name win."""
+    return TINY
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_away(tmp_path_factory):
+    """Decoded images never go to the user's cache folder."""
+    before = os.environ.get("GANKERN_CACHE")
+    os.environ["GANKERN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("GANKERN_CACHE") if before is None else os.environ.update(GANKERN_CACHE=before)
+
+
+@pytest.fixture(scope="session")
+def make_folder(tmp_path_factory):
+    """make_folder(count=12, size=16, classes=0) -> a new folder of smooth PNGs, with dataset.json where classes > 0."""
+
+    def make(count: int = 12, size: int = 16, classes: int = 0) -> Path:
+        root = tmp_path_factory.mktemp("images")
+        names = [f"{i:03d}.png" for i in range(count)]
+        for i, name in enumerate(names):
+            coarse = np.random.RandomState(i).randint(0, 256, (4, 4, 3)).astype(np.uint8)
+            Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC).save(root / name)
+        if classes:
+            labels = [[name, i % classes] for i, name in enumerate(names)]
+            (root / "dataset.json").write_text(json.dumps({"labels": labels}))
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def images(make_folder):
+    """A folder of twelve 16x16 PNGs; not to be changed."""
+    return make_folder()
+
+
+@pytest.fixture(scope="session")
+def labelled(make_folder):
+    """The same with labels of three classes."""
+    return make_folder(classes=3)
+
+
+@pytest.fixture
+def cli(capsys):
+    """cli(*argv) -> (exit code, stdout, stderr) of a command line run in this process."""
+
+    def run(*argv) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main([str(a) for a in argv])
+        except SystemExit as error:  # argparse's
+            code = error.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def refused(cli):
+    """refused(*argv, *words): the command ends with exit code 2 and one line on stderr that holds `words`."""
+
+    def check(*argv, words: tuple[str, ...]) -> str:
+        code, _, err = cli(*argv)
+        assert code == 2, err
+        assert err.endswith("\n")
+        assert err.count("\n") == 1, err
+        for word in words:
+            assert word in err
+        return err
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def one_thread_only():
+    """Tiny tensors: threads that wait for each other cost more than they do, and bits depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, images, one_thread_only):
+    """The folder of a finished tiny run; not to be changed."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(["train", "--data", str(images), "--out", str(out), *TINY]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def finished_cond(tmp_path_factory, labelled, one_thread_only):
+    """The same of a conditional network of three classes, in two steps."""
+    out = tmp_path_factory.mktemp("runs") / "finished_cond"
+    assert main(["train", "--data", str(labelled), "--cond", "--out", str(out), *TINY, "--kimg", "0.016"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def network(finished):
+    """The network file of the finished run."""
+    return max(finished.glob("network-*.safetensors"))
+
+
+@pytest.fixture(scope="session")
+def network_cond(finished_cond):
+    """The network file of the conditional run."""
+    return max(finished_cond.glob("network-*.safetensors"))

@@ -96,7 +96,7 @@ class Preset:
 
 
 _CIFAR = {"pl_weight": 0.0, "style_mixing": 0.0, "d_architecture": "orig"}
-_TINY = {"channel_max": 128, "z_dim": 128, "w_dim": 128, "pl_interval": 8, "snap": 10, "tick": 2.0}
+_TINY = {"channel_max": 128, "z_dim": 128, "w_dim": 128, "pl_weight": 0.0, "style_mixing": 0.0, "snap": 10, "tick": 2.0}
 
 PRESETS: dict[str, Preset] = {
     "auto": Preset(25000, None, None, None, None, None, None, 0.05, 2),
@@ -105,7 +105,7 @@ PRESETS: dict[str, Preset] = {
     "paper512": Preset(25000, 64, 8, 1, 0.0025, 0.5, 20, None, 8),
     "paper1024": Preset(25000, 32, 4, 1, 0.002, 2, 10, None, 8),
     "cifar": Preset(100000, 64, 32, 1, 0.0025, 0.01, 500, 0.05, 2, _CIFAR),
-    "tiny": Preset(400, 16, 4, 1 / 16, 0.003, None, 2, 0.05, 2, _TINY),
+    "tiny": Preset(200, 16, 4, 1 / 64, 0.0025, 0.5, 2, 0.05, 2, _TINY),
 }
 
 

@@ -9,8 +9,9 @@ from gankern.training.rundir import RunDir
 from gankern.training.start import claim, configure
 
 SAMPLE = "examples/emoji64.zip"
-CPU = {"preset": "tiny", "resolution": 32, "kimg": 40.0}
-GPU = {"preset": "tiny", "kimg": 600.0, "batch": 32, "channel_base": 8192, "channel_max": 256, "precision": "bf16"}
+CPU = {"preset": "tiny", "resolution": 32, "mirror": True, "kimg": 45.0}
+GPU = CPU | {"resolution": 64, "kimg": 600.0, "batch": 32, "precision": "bf16"}
+GPU |= {"channel_base": 8192, "channel_max": 256}
 
 
 def sample_dataset() -> Path:

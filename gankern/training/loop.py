@@ -1,6 +1,7 @@
 """The training loop: from a config and a run folder to trained networks, stopping and continuing at any step."""
 
 import resource
+import shlex
 import signal
 import time
 
@@ -99,7 +100,7 @@ def train(config: Config, run: RunDir) -> int:
 
 def continue_command(run: RunDir) -> str:
     """The command line that continues a run."""
-    return f"gankern train --resume {run.path}"
+    return f"gankern train --resume {shlex.quote(str(run.path))}"
 
 
 def _stream(config: Config, dataset: ImageDataset, device: torch.device, run: RunDir) -> BatchStream:
