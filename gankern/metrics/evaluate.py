@@ -19,6 +19,22 @@ MIN_MS_SSIM_RESOLUTION = 16
 _REAL_BATCH = 64
 
 
+def conditions(dataset: ImageDataset, network: nn.Module, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Latents [n, z_dim], and labels [n, c_dim] drawn from the dataset: the same at every call.
+
+    Raises InputError where the dataset's labels aren't what the network is conditioned on.
+    """
+    rng = np.random.RandomState(seed)
+    latents = torch.from_numpy(rng.randn(n, network.z_dim)).float()
+    if network.c_dim == 0:
+        return latents, torch.empty(n, 0)
+    if dataset.label_dim != network.c_dim:
+        raise InputError(
+            f"{dataset.name}: labels of {dataset.label_dim} numbers, but the network is conditioned on {network.c_dim}"
+        )
+    return latents, torch.from_numpy(dataset.label_rows(rng.randint(len(dataset), size=n)))
+
+
 class Evaluator:
     """Scores over `count` samples (default: half of the reals, at most 16384), always of the same latents, labels and
     reals, so that scores of several networks compare. `device` None: the GPU where there is one.
@@ -41,22 +57,9 @@ class Evaluator:
         self.count = count
         self._reals: list[DescriptorCollector] | None = None
 
-    def conditions(self, network: nn.Module, n: int) -> tuple[Tensor, Tensor]:
-        """Latents [n, z_dim], and labels [n, c_dim] drawn from the dataset: the same at every call."""
-        rng = np.random.RandomState(self.seed)
-        latents = torch.from_numpy(rng.randn(n, network.z_dim)).float()
-        if network.c_dim == 0:
-            return latents, torch.empty(n, 0)
-        if self.dataset.label_dim != network.c_dim:
-            raise InputError(
-                f"{self.dataset.name}: labels of {self.dataset.label_dim} numbers, "
-                f"but the network is conditioned on {network.c_dim}"
-            )
-        return latents, torch.from_numpy(self.dataset.label_rows(rng.randint(len(self.dataset), size=n)))
-
     def fakes(self, network: nn.Module) -> Iterator[Tensor]:
         """uint8 batches of `count` samples with constant noise."""
-        return sample_images(network, *self.conditions(network, self.count), self.batch)
+        return sample_images(network, *conditions(self.dataset, network, self.count, self.seed), self.batch)
 
     def reals(self, half: int) -> Iterator[np.ndarray]:
         """uint8 batches of one of the two disjoint sets of `count` reals."""

@@ -1,16 +1,19 @@
 """The training loop: from a config and a run folder to trained networks, stopping and continuing at any step."""
 
+import contextlib
+import dataclasses
 import resource
 import shlex
 import signal
 import time
+from collections.abc import Iterator
 
 import torch
 
 from gankern.data import BatchStream, ImageDataset, open_dataset
 from gankern.errors import InputError
 from gankern.training.checkpoint import newest_good_checkpoint, save_checkpoint
-from gankern.training.config import Config
+from gankern.training.config import RUN_OPTIONS, Config
 from gankern.training.rundir import RunDir
 from gankern.training.snapshot import Snapshots
 from gankern.training.step import Trainer
@@ -66,28 +69,26 @@ def train(config: Config, run: RunDir) -> int:
         if not _restore(run, trainer, stream):
             run.rewind_stats(-1)  # of a process that was killed before its first checkpoint
             snapshots.save_reals()
-            snapshots.take(trainer)
-        saved_at = trainer.nimg
+        saved_at, saved_time = trainer.nimg, time.monotonic()
+        if _snapshot_due(config, trainer.nimg) and not snapshots.taken(trainer.nimg):  # a stop cut it short
+            with stop.cutting_short():
+                snapshots.take(trainer)
         progress = _Progress(config, run, trainer)
-        saved_time = time.monotonic()
 
         while trainer.nimg < config.kimg * 1000 and not stop.signal:
             images, labels = next(stream)
-            before = trainer.nimg
             trainer.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
             progress.live()
-
-            ticks = _ticks_passed(config, before, trainer.nimg)
-            if ticks:
+            if _ticks_passed(config, trainer.nimg):
                 progress.tick()
-            done = trainer.nimg >= config.kimg * 1000
-            snapshot_due = done or any(t % config.snap == 0 for t in ticks)
-            if snapshot_due:
-                snapshots.take(trainer)
+            snapshot_due = _snapshot_due(config, trainer.nimg)
             minutes = (time.monotonic() - saved_time) / 60
             if snapshot_due or (config.checkpoint_minutes and minutes >= config.checkpoint_minutes):
                 _save(config, run, trainer, stream)
                 saved_at, saved_time = trainer.nimg, time.monotonic()
+            if snapshot_due:
+                with stop.cutting_short():
+                    snapshots.take(trainer)
 
         if stop.signal and trainer.nimg != saved_at:
             _save(config, run, trainer, stream)
@@ -133,6 +134,11 @@ def _restore(run: RunDir, trainer: Trainer, stream: BatchStream) -> bool:
     if found is None:
         return False
     path, state = found
+    own = _learned_options(trainer.config)
+    other = {k: v for k, v in state.get("config", {}).items() if own.get(k) != v}
+    if other:
+        name, value = next(iter(other.items()))
+        raise InputError(f"{path}: of another run: its {name} is {value}, not {own.get(name)}")
     try:
         stream.load_state_dict(state["data"])
         trainer.load_state_dict(state["trainer"])
@@ -144,15 +150,26 @@ def _restore(run: RunDir, trainer: Trainer, stream: BatchStream) -> bool:
     return True
 
 
+def _learned_options(config: Config) -> dict:
+    """The options that decide what a run learns."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in RUN_OPTIONS and k != "data"}
+
+
 def _save(config: Config, run: RunDir, trainer: Trainer, stream: BatchStream) -> None:
-    state = {"trainer": trainer.state_dict(), "data": stream.state_dict()}
+    state = {"trainer": trainer.state_dict(), "data": stream.state_dict(), "config": _learned_options(config)}
     save_checkpoint(run.path, state, trainer.nimg, config.keep)
 
 
-def _ticks_passed(config: Config, before: int, after: int) -> range:
-    """The ticks that end in (before, after]: a function of the images alone, so that a continued run ticks alike."""
+def _ticks_passed(config: Config, nimg: int) -> range:
+    """The ticks that the step up to `nimg` ended: a function of the images alone, so that a continued run ticks
+    alike."""
     length = config.tick * 1000
-    return range(int(before // length) + 1, int(after // length) + 1)
+    return range(int((nimg - config.batch) // length) + 1, int(nimg // length) + 1)
+
+
+def _snapshot_due(config: Config, nimg: int) -> bool:
+    ends = nimg == 0 or nimg >= config.kimg * 1000
+    return ends or any(tick % config.snap == 0 for tick in _ticks_passed(config, nimg))
 
 
 class _Progress:
@@ -212,12 +229,28 @@ def _memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
+class _CutShort(BaseException):
+    """A signal came while `cutting_short`."""
+
+
 class _StopSignals:
     """Turns the first SIGINT or SIGTERM into a wish (`signal`) that the loop honours after its step; a second one ends
     the process as usual."""
 
     def __init__(self):
         self.signal = 0
+        self._cut = False
+
+    @contextlib.contextmanager
+    def cutting_short(self) -> Iterator[None]:
+        """The first signal ends the block at once; for work whose loss changes nothing."""
+        self._cut = True
+        try:
+            yield
+        except _CutShort:
+            pass
+        finally:
+            self._cut = False
 
     def __enter__(self) -> "_StopSignals":
         self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -226,6 +259,8 @@ class _StopSignals:
     def _ask(self, number: int, frame) -> None:
         self.signal = number
         self._restore()
+        if self._cut:
+            raise _CutShort
 
     def __exit__(self, *exc_info) -> None:
         self._restore()

@@ -50,8 +50,7 @@ class RunDir:
             self._board.close()
         os.close(self._lock)
 
-    # -- config
-    # ---------------------------------------------------------------------------------------------------------
+    # -- config ---------------------------------------------------------------------------------------------------
 
     def saved_config(self) -> Config | None:
         """The config of the run that this folder holds, None for a new folder; InputError for a folder of other
@@ -64,8 +63,7 @@ class RunDir:
         with replacing(self.path / "config.toml") as temporary:
             temporary.write_text(to_toml(config), encoding="utf-8")
 
-    # -- what is said
-    # ---------------------------------------------------------------------------------------------------
+    # -- what is said ---------------------------------------------------------------------------------------------
 
     def log(self, text: str) -> None:
         """Prints a line and appends it, with the time, to log.txt."""
@@ -92,8 +90,7 @@ class RunDir:
         except OSError as error:
             raise InputError(f"{self.path / name}: could not be written ({error.strerror or error})") from error
 
-    # -- statistics
-    # -----------------------------------------------------------------------------------------------------
+    # -- statistics -----------------------------------------------------------------------------------------------
 
     def write_stats(self, row: dict) -> None:
         """Appends a row to stats.jsonl and, where TensorBoard is installed, to its events. What isn't finite becomes
@@ -101,7 +98,7 @@ class RunDir:
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self._append("stats.jsonl", json.dumps(row) + "\n")
         if self._board is None:
-            self._board = _summary_writer(self.path)
+            self._board = _summary_writer(self.path, row["nimg"])
         for name, value in row.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(name, value, row["nimg"])
@@ -140,9 +137,10 @@ class _NoBoard:
     def close(self) -> None: ...
 
 
-def _summary_writer(path: Path):
+def _summary_writer(path: Path, nimg: int):
+    """TensorBoard's writer; events from `nimg` on, of a run that was continued from before them, are dropped."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return _NoBoard()
-    return SummaryWriter(str(path), purge_step=None)
+    return SummaryWriter(str(path), purge_step=nimg)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from gankern.data import ImageDataset
-from gankern.metrics.evaluate import MIN_SWD_RESOLUTION, Evaluator
+from gankern.metrics.evaluate import MIN_SWD_RESOLUTION, Evaluator, conditions
 from gankern.models.files import save_network
 from gankern.models.sampling import sample_images
 from gankern.training.checkpoint import kimg_name
@@ -21,23 +21,27 @@ class Snapshots:
         self.config, self.run, self.dataset = config, run, dataset
         self.columns, self.rows = grid_size(config.resolution)
         count = min(config.metric_images, len(dataset) // 2)
-        self.scored = count > 0 and config.resolution >= MIN_SWD_RESOLUTION
-        self.evaluator = Evaluator(dataset, max(count, 1), batch=config.batch_gpu, device=device)
+        scored = count > 0 and config.resolution >= MIN_SWD_RESOLUTION
+        self.evaluator = Evaluator(dataset, count, batch=config.batch_gpu, device=device) if scored else None
 
     def save_reals(self) -> None:
         """reals.png: as many images, evenly spread over the dataset, as fakes-*.png shows."""
         picks = np.linspace(0, len(self.dataset) - 1, self.columns * self.rows).astype(int)
         save_grid(self.run.path / "reals.png", np.stack([self.dataset.image(i) for i in picks]), self.columns)
 
+    def taken(self, nimg: int) -> bool:
+        """Whether the snapshot at `nimg` was finished: its row is the last thing that it writes but the curves."""
+        return any(row["nimg"] == nimg and "step" not in row for row in self.run.read_stats())
+
     def take(self, trainer: Trainer) -> None:
         """Writes the grid, the network and a row with SWD, and redraws the curves."""
         name, network = kimg_name(trainer.nimg), trainer.G_ema
-        conditions = self.evaluator.conditions(network, self.columns * self.rows)
-        images = torch.cat(list(sample_images(network, *conditions, self.config.batch_gpu)))
+        inputs = conditions(self.dataset, network, self.columns * self.rows)
+        images = torch.cat(list(sample_images(network, *inputs, self.config.batch_gpu)))
         save_grid(self.run.path / f"fakes-{name}.png", images.cpu().numpy(), self.columns)
         save_network(self.run.path / f"network-{name}.safetensors", network, nimg=trainer.nimg)
         row = {"nimg": trainer.nimg, "kimg": trainer.nimg / 1000}
-        if self.scored:
+        if self.evaluator is not None:
             score = self.evaluator.swd(network)
             row |= {"swd": score.levels["avg"], "swd_floor": score.floor["avg"], "swd_images": score.num_images}
             self.run.log(f"kimg {trainer.nimg / 1000:.1f}: {score}")

@@ -174,7 +174,22 @@ def test_newer_checkpoint(two_checkpoints, refused):
 def test_checkpoint_of_other_networks(run, finished_cond, refused):
     shutil.rmtree(run / "checkpoint-00000.032")
     shutil.copytree(finished_cond / "checkpoint-00000.016", run / "checkpoint-00000.016")
-    refused("train", "--resume", run, words=("checkpoint-00000.016", "doesn't fit this run's networks"))
+    refused("train", "--resume", run, words=("checkpoint-00000.016", "of another run", "c_dim"))
+
+
+def test_checkpoint_of_other_options(run, refused):
+    """The same networks, trained otherwise."""
+    state = load_checkpoint(run / "checkpoint-00000.032")
+    state["config"]["gamma"] = 5.0
+    save_checkpoint(run, state, 32, 1)
+    refused("train", "--resume", run, words=("checkpoint-00000.032", "its gamma is 5.0"))
+
+
+def test_checkpoint_of_other_shapes(run, refused):
+    state = load_checkpoint(run / "checkpoint-00000.032")
+    state["trainer"]["G"]["mapping.w_avg"] = torch.zeros(3)
+    save_checkpoint(run, state, 32, 1)
+    refused("train", "--resume", run, words=("checkpoint-00000.032", "doesn't fit this run's networks"))
 
 
 def test_checkpoint_of_other_data(run, refused):
@@ -257,18 +272,31 @@ def largest_file():
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("what", ["checkpoint", "network", "fakes"])
-def test_no_room_for(what, run, refused, largest_file):
+def test_no_room_for_a_checkpoint(run, refused, largest_file):
     """One line that names the file; the last good checkpoint stays and nothing half written."""
     before = contents(run / "checkpoint-00000.032")
-    sizes = {w: next(run.glob(f"{w}-00000.032*")).stat().st_size for w in ("network", "fakes")}
-    assert sizes["fakes"] < sizes["network"] - 2000
-    largest_file(150_000 if what == "checkpoint" else sizes[what] - 1000)
-    refused("train", "--resume", run, *MORE, words=(f"{what}-00000.048", "could not be written"))
+    largest_file(150_000)
+    refused("train", "--resume", run, *MORE, words=("checkpoint-00000.048", "could not be written"))
     largest_file(resource.RLIM_INFINITY)
     assert [p.name for p in list_checkpoints(run)] == ["checkpoint-00000.032"]
     assert contents(run / "checkpoint-00000.032") == before
     assert not list(run.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(("what", "writer"), [("network", "safetensors.torch.save"), ("fakes", "PIL.Image.Image.save")])
+def test_no_room_for_a_snapshot(what, writer, run, cli, refused, monkeypatch):
+    """The checkpoint is written before the snapshot, so nothing is lost, and the snapshot is made up for."""
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, full)
+        refused("train", "--resume", run, *MORE, words=(f"{what}-00000.048", "No space left on device"))
+    assert [p.name for p in list_checkpoints(run)][-1] == "checkpoint-00000.048"
+    assert not list(run.glob(".*.tmp"))
+    assert cli("train", "--resume", run, *MORE)[0] == 0
+    assert list(run.glob(f"{what}-00000.048*"))
 
 
 def test_no_room_for_the_log(run, refused):

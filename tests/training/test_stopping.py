@@ -70,6 +70,16 @@ def test_ctrl_c_in_the_first_snapshot(command, cli, tmp_path, finished):
     assert_same_run(finished, tmp_path / "a run")
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+@pytest.mark.parametrize("where", ["loop.Snapshots.take", "checkpoint.save_checkpoint"])
+def test_stopped_in_the_last_snapshot(name, where, command, cli, tmp_path, finished):
+    """A snapshot is cut short, never lost: what is missing of it is made up for."""
+    stopped = dying_process(where.replace("checkpoint.", "loop."), 2 if "take" in where else 1, command, signal=name)
+    assert stopped.returncode in (130, -9)
+    assert cli(*command)[0] == 0
+    assert_same_run(finished, tmp_path / "a run")
+
+
 def test_a_reader_that_is_gone(command, cli, tmp_path, finished):
     """Ctrl-C ends the `tee` behind a pipe as well: the run still writes its checkpoint."""
     process = start(command)
