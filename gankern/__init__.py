@@ -1,4 +1,4 @@
-"""gankern: a training engine for ProGAN and the StyleGAN family on fused GPU kernels.
+"""gankern: a training engine for StyleGAN2, with its layers as operators that can be used one by one.
 
 Importing the package compiles nothing, downloads nothing and needs no GPU.
 """

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 
 from gankern._version import __version__
@@ -16,8 +17,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all subcommands; their modules import torch only when they run."""
-    parser = _Parser(prog="gankern", description="Train ProGAN and StyleGAN networks on fused GPU kernels.")
+    """The parser of all subcommands."""
+    parser = _Parser(prog="gankern", description="Train StyleGAN2 networks, sample them and score them.")
     parser.add_argument("--version", action="version", version=f"gankern {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for name in COMMANDS:
@@ -25,10 +26,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_environment() -> None:
+    """Raises InputError where GANKERN_IMPL names what no operator has."""
+    from gankern.ops import implementations
+
+    wanted = os.environ.get("GANKERN_IMPL")
+    available = sorted({name for row in implementations().values() for name in row["available"].split(", ")})
+    if wanted and wanted not in available:
+        raise InputError(f"GANKERN_IMPL={wanted}: no operator has it, expected one of {', '.join(available)}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line (sys.argv where None) and returns its exit code."""
     try:
         args = build_parser().parse_args(argv)  # inside: Ctrl-C while torch is imported is one line too
+        _check_environment()
         return args.func(args)
     except InputError as error:
         print(f"gankern: error: {error}", file=sys.stderr)
@@ -38,6 +50,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except NonFiniteError as error:
         print(f"gankern: error: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; its own text fills a screen
+            raise
+        print("gankern: error: out of GPU memory; give a smaller --batch-gpu (or --batch)", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("gankern: interrupted", file=sys.stderr)

@@ -128,7 +128,7 @@ def open_dataset(
 
 
 def is_resolution(value: int) -> bool:
-    """Whether networks are made for it: a power of two, at least 4."""
+    """Whether a dataset may have it: a power of two, at least 4 (networks need 8)."""
     return value >= MIN_RESOLUTION and value & (value - 1) == 0
 
 

@@ -63,7 +63,9 @@ class Evaluator:
 
     def reals(self, half: int) -> Iterator[np.ndarray]:
         """uint8 batches of one of the two disjoint sets of `count` reals."""
-        indices = self.halves[half]
+        return self._decoded(self.halves[half])
+
+    def _decoded(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         for part in np.array_split(indices, -(-len(indices) // _REAL_BATCH)):
             yield np.stack([self.dataset.image(i) for i in part])
 
@@ -83,9 +85,10 @@ class Evaluator:
             )
         if self.count < 2:
             raise InputError(f"ms_ssim: pairs need 2 images a set or more, got {self.count}")
+        shuffled = np.random.default_rng(self.seed).permutation(self.halves[0])  # neighbours may be of one kind
         return (
             ms_ssim_diversity(self.fakes(network), device=self.device),
-            ms_ssim_diversity(self.reals(0), device=self.device),
+            ms_ssim_diversity(self._decoded(shuffled), device=self.device),
         )
 
     def _collect(self, batches: Iterator, seed: int) -> DescriptorCollector:

@@ -15,7 +15,9 @@ from gankern.nn.layers import NOISE_MODES
 
 ARCHITECTURES = ("skip", "orig", "resnet")
 FILTER = (1, 3, 3, 1)
-FP16_RESOLUTIONS = 4  # float16 runs the highest four, as published; bfloat16 needs no such care and runs them all
+FP16_RESOLUTIONS = (
+    4  # float16 runs the highest four from 8 px, as published; bfloat16 needs no such care and runs them all
+)
 FP16_CLAMP = 256.0
 
 
@@ -26,7 +28,7 @@ def _resolutions(img_resolution: int) -> list[int]:
 
 
 def _block_dtype(resolution: int, img_resolution: int, compute_dtype: torch.dtype) -> torch.dtype:
-    if compute_dtype == torch.float16 and resolution * 2**FP16_RESOLUTIONS <= img_resolution:
+    if compute_dtype == torch.float16 and resolution < max(2 * img_resolution // 2**FP16_RESOLUTIONS, 8):
         return torch.float32
     return compute_dtype
 

@@ -1,8 +1,9 @@
 """Fused operators, one file an operator; each is twice differentiable and needs nothing else of gankern."""
 
+from gankern.ops._gradients import no_weight_gradients
 from gankern.ops._impl import implementations, use_impl
 from gankern.ops.bias_act import bias_act, bias_act_reference, default_gain
-from gankern.ops.conv2d import conv2d, conv2d_resample, no_weight_gradients
+from gankern.ops.conv2d import conv2d, conv2d_resample
 from gankern.ops.minibatch_stddev import minibatch_stddev, minibatch_stddev_reference
 from gankern.ops.modulated_conv2d import demodulation, modulated_conv2d, modulated_conv2d_reference
 from gankern.ops.pixel_norm import pixel_norm, pixel_norm_reference

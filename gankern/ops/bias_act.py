@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gankern.ops import _impl
+from gankern.ops._gradients import weight_gradients_wanted
 
 _SELU_ALPHA = 1.6732632423543772
 _SELU_SCALE = 1.0507009873554805
@@ -169,7 +170,7 @@ def _save_forward(ctx, inputs, output):
 
 
 def _backward(ctx, dy):
-    needs_bias = ctx.needs_input_grad[1]
+    needs_bias = ctx.needs_input_grad[1] and weight_gradients_wanted()
     dx, db = bias_act_backward(dy, *ctx.saved_tensors, needs_bias, *ctx.args)
     return dx, db if needs_bias else None, *[None] * 6
 

@@ -9,37 +9,14 @@ computes second-order weight gradients as a convolution with an image-sized kern
 can't leave out the weight gradients that it doesn't use: see `no_weight_gradients`.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from gankern.ops import _impl
+from gankern.ops._gradients import weight_gradients_wanted
 from gankern.ops.upfirdn2d import upfirdn2d
-
-_skip_weight_gradients = False
-
-
-@contextlib.contextmanager
-def no_weight_gradients() -> Iterator[None]:
-    """Inside the block a backward pass computes no weight, bias or noise gradients of gankern's convolution layers.
-
-    For gradients with respect to activations alone (R1, path length): `torch.autograd.grad(out, [x])` tells a custom
-    operator that its weight needs a gradient even though nobody will read it. Parameters still receive the second-order
-    gradients when the result is differentiated outside the block.
-    """
-    global _skip_weight_gradients
-    before, _skip_weight_gradients = _skip_weight_gradients, True
-    try:
-        yield
-    finally:
-        _skip_weight_gradients = before
-
-
-def weight_gradients_wanted() -> bool:
-    """False inside `no_weight_gradients()`."""
-    return not _skip_weight_gradients
 
 
 def _library(x: Tensor, w: Tensor, stride: int, padding: int, transposed: bool) -> Tensor:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gankern.ops import _impl
+from gankern.ops._gradients import weight_gradients_wanted
 from gankern.ops.bias_act import ACTIVATIONS, activation_args, bias_act, bias_act_backward, check_bias
 from gankern.ops.conv2d import (
     conv2d,
@@ -31,7 +32,6 @@ from gankern.ops.conv2d import (
     conv2d_resample,
     transposed_padding,
     upsample_padding,
-    weight_gradients_wanted,
 )
 from gankern.ops.upfirdn2d import check_filter, upfirdn2d, upfirdn2d_adjoint
 

@@ -81,7 +81,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
 
 
 def newest_good_checkpoint(run: Path, warn) -> tuple[Path, dict] | None:
-    """The newest checkpoint that loads, with its state; `warn(text)` hears of each damaged one. None where none is
+    """The newest checkpoint that loads, with its state; `warn(text)` hears of each damaged one. None where none
     is there at all.
 
     Raises InputError where all are damaged: beginning anew would overwrite the run. A checkpoint of a newer version is

@@ -58,7 +58,7 @@ class Config:
     style_mixing: float = 0.9
     ema_kimg: float = 10.0
     ema_rampup: float | None = None
-    # how it runs: none of these changes what is learned
+    # how it runs: these may change when a run is continued
     batch_gpu: int = 0
     tick: float = 4.0
     snap: int = 50
@@ -145,18 +145,7 @@ def resolve(explicit: dict[str, Any], *, resolution: int, c_dim: int, identity: 
 
 def check(config: Config) -> None:
     """Raises InputError for options that can't work, naming the option."""
-    sizes = [
-        "batch",
-        "batch_gpu",
-        "mbstd_group",
-        "r1_interval",
-        "pl_interval",
-        "pl_shrink",
-        "snap",
-        "keep",
-        "max_skipped",
-    ]
-    for name in [*sizes, "mapping_layers", "z_dim", "w_dim", "channel_base", "channel_max"]:
+    for name in COUNTS:
         if getattr(config, name) < 1:
             raise InputError(f"{_flag(name)} {getattr(config, name)}: expected a whole number >= 1")
     for name in ("kimg", "tick", "g_lr", "d_lr"):
@@ -171,6 +160,10 @@ def check(config: Config) -> None:
             raise InputError(f"{_flag(name)} {value}: expected a number >= 0")
     if not 0 <= config.seed < 2**63:
         raise InputError(f"--seed {config.seed}: expected a whole number from 0 to 2^63 - 1")
+    if config.model != "stylegan2":
+        raise InputError(f"model {config.model!r}: expected 'stylegan2'")
+    if not 0 < config.pl_decay <= 1:
+        raise InputError(f"pl_decay {config.pl_decay}: expected a number in (0, 1]")
     if not 0 <= config.style_mixing <= 1:
         raise InputError(f"--style-mixing {config.style_mixing}: expected a probability in [0, 1]")
     if config.precision not in PRECISIONS:

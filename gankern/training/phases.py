@@ -68,7 +68,7 @@ class Phases:
         return value
 
     def g_path_length(self, n: int) -> Tensor:
-        """Path-length regularisation on n/pl_shrink samples."""
+        """Path-length regularisation on n/pl_shrink samples; the running mean counts as a constant."""
         config = self.config
         ws, _ = self._latents(max(n // config.pl_shrink, 1))
         img = self.G.synthesis(ws)

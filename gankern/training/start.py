@@ -6,7 +6,9 @@ from typing import Any
 
 from gankern.data import open_dataset
 from gankern.errors import InputError
+from gankern.training.checkpoint import list_checkpoints
 from gankern.training.config import Config, continued, read_toml, resolve
+from gankern.training.loop import pick_device
 from gankern.training.memory import estimate
 from gankern.training.rundir import RunDir, refuse_foreign
 
@@ -15,10 +17,17 @@ def configure(out: Path, explicit: dict[str, Any], *, labels: bool | None = None
     """The config of the run that `out` holds, or of a new one in it; writes nothing.
 
     `explicit`: the options that the user gave (names of Config's fields, None for not given). `labels`: train on the
-    dataset's labels. `must_exist`: refuse to begin a new run. Raises InputError.
+    dataset's labels. `must_exist`: refuse to begin a new run. A run that has no checkpoint yet has learned nothing:
+    given --data it begins anew, with whatever options. Raises InputError.
     """
+    config = _configure(out, explicit, labels, must_exist)
+    pick_device(config.device)
+    return config
+
+
+def _configure(out: Path, explicit: dict[str, Any], labels: bool | None, must_exist: bool) -> Config:
     file = out / "config.toml"
-    if file.exists():
+    if file.exists() and (must_exist or explicit.get("data") is None or list_checkpoints(out)):
         config = continued(read_toml(file), explicit, out)
         if labels is not None and labels != (config.c_dim > 0):
             kind = "conditional (--cond)" if config.c_dim > 0 else "not conditional (no --cond)"

@@ -82,19 +82,20 @@ class Trainer:
         non-finite."""
         self.phases.observed_w, self.phases.observed_lengths = [], []
         network.requires_grad_(True)
-        optimizer.zero_grad(set_to_none=True)
         for micro_loss in losses:
             (micro_loss() / len(losses)).backward()
         network.requires_grad_(False)
         gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
-        if not torch.isfinite(norms.sum()):
+        finite = bool(torch.isfinite(norms.sum()))
+        if finite:
+            self._skipped_in_a_row[phase] = 0
+            optimizer.step()
+        else:
             bad = [name for name, norm in zip(gradients, norms.tolist(), strict=True) if not math.isfinite(norm)]
             self._skip(phase, bad)
-            return False
-        self._skipped_in_a_row[phase] = 0
-        optimizer.step()
-        return True
+        optimizer.zero_grad(set_to_none=True)  # else they take memory through the other network's phases
+        return finite
 
     def _skip(self, phase: str, bad: list[str]) -> None:
         self.skipped += 1

@@ -188,3 +188,21 @@ def test_divergence(finished, tmp_path, cli, monkeypatch):
     load_checkpoint(list_checkpoints(run)[0])
     monkeypatch.undo()
     assert cli("train", "--resume", run, "--kimg", "0.048")[0] == 0
+
+
+def test_unknown_implementation(monkeypatch, refused):
+    monkeypatch.setenv("GANKERN_IMPL", "nonsense")
+    refused("env", words=("GANKERN_IMPL", "nonsense", "reference"))
+
+
+def test_out_of_gpu_memory_is_one_line(monkeypatch, cli):
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    def full(args):
+        raise OutOfMemoryError("CUDA out of memory, and much more")
+
+    monkeypatch.setattr("gankern.cli.env.run", full)
+    code, _, err = cli("env")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "--batch-gpu" in err

@@ -7,8 +7,10 @@ import resource
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from gankern import files
 from gankern.errors import InputError
@@ -363,3 +365,19 @@ def test_what_is_written_is_synced(tmp_path, monkeypatch):
     with replacing(tmp_path / "f") as temporary:
         temporary.write_text("x")
     assert synced == [f".f.{os.getpid()}.tmp", tmp_path.name]
+
+
+def test_a_run_without_a_checkpoint_begins_anew(tmp_path, tiny, cli, refused):
+    """Advice such as --skip-bad can be followed after a failure that came before anything was learned."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for i in range(12):
+        pixels = np.random.RandomState(i).randint(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(data / f"{i:02d}.png")
+    good = (data / "05.png").read_bytes()
+    middle = len(good) // 2
+    (data / "05.png").write_bytes(good[:middle] + bytes(8) + good[middle + 8 :])  # header and end stay whole
+    command = ["train", "--data", data, "--out", tmp_path / "run", *tiny]
+    refused(*command, words=("05.png", "--skip-bad"))
+    code, _, err = cli(*command, "--skip-bad")
+    assert code == 0, err
