@@ -1,0 +1,64 @@
+"""Every operator on a GPU against itself on the CPU in float64: value, first and second order, both layouts."""
+
+import pytest
+import torch
+
+from gankern import ops
+
+pytestmark = pytest.mark.gpu
+
+F4 = ops.setup_filter([1, 3, 3, 1])
+CALLS = {
+    "bias_act": (lambda act, x, b: ops.bias_act(x, b, act=act), [(4, 6, 8, 8), (6,)]),
+    "pixel_norm": (lambda act, x: ops.pixel_norm(x), [(4, 6, 8, 8)]),
+    "minibatch_stddev": (lambda act, x: ops.minibatch_stddev(x, 4, 3), [(4, 6, 8, 8)]),
+    "upsample2d": (lambda act, x: ops.upsample2d(x * x, F4.to(x.device)), [(4, 6, 8, 8)]),
+    "downsample2d": (lambda act, x: ops.downsample2d(x * x, F4.to(x.device)), [(4, 6, 8, 8)]),
+    "conv2d": (lambda act, x, w: ops.conv2d(x, w, padding=1), [(4, 6, 8, 8), (8, 6, 3, 3)]),
+    "modulated_conv2d": (
+        lambda act, x, w, s, n, b: ops.modulated_conv2d(x, w, s, n, padding=1, bias=b, act=act),
+        [(4, 6, 8, 8), (8, 6, 3, 3), (4, 6), (8, 8), (8,)],
+    ),
+    "modulated_conv2d-up": (
+        lambda act, x, w, s, n, b: ops.modulated_conv2d(
+            x, w, s, n, 2, 1, F4.to(x.device), flip_weight=False, bias=b, act=act
+        ),
+        [(4, 6, 8, 8), (8, 6, 3, 3), (4, 6), (4, 1, 16, 16), (8,)],
+    ),
+}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}  # of the norm
+
+
+@pytest.fixture(autouse=True)
+def no_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def derivatives(call, dtype, device, rounded_to, channels_last=False):
+    """Value, gradients of <y, dy>, and the gradients of those gradients' products with fixed directions."""
+    fn, shapes = CALLS[call]
+    rng = torch.Generator().manual_seed(0)
+
+    def draw(shape):
+        return torch.randn(shape, generator=rng, dtype=torch.float64).to(rounded_to).to(device, dtype)
+
+    inputs = [draw(s) for s in shapes]
+    if channels_last:
+        inputs[0] = inputs[0].contiguous(memory_format=torch.channels_last)
+    inputs = [t.requires_grad_() for t in inputs]
+    # in half types rounding decides on which side of a kink a value falls: no bound holds there
+    y = fn("lrelu" if rounded_to == torch.float32 else "tanh", *inputs)
+    first = torch.autograd.grad(y, inputs, draw(y.shape), create_graph=True)
+    second = torch.autograd.grad(first, inputs, [draw(g.shape) for g in first], allow_unused=True)
+    zeros = [torch.zeros_like(t) if g is None else g for t, g in zip(inputs, second, strict=True)]
+    return [t.detach().double().cpu() for t in (y, *first, *zeros)]
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("call", CALLS)
+def test_gpu_equals_cpu(call, dtype, channels_last):
+    want = derivatives(call, torch.float64, "cpu", dtype)
+    got = derivatives(call, dtype, "cuda", dtype, channels_last)
+    for number, (a, b) in enumerate(zip(got, want, strict=True)):
+        assert (a - b).norm() <= TOLERANCE[dtype] * b.norm().clamp(min=1), f"output {number}"
