@@ -199,7 +199,7 @@ def test_setup_filter_refuses(given):
         ({"x": torch.zeros(1, 3, 4, 4, dtype=torch.uint8)}, r"x is torch.uint8"),
         ({"f": torch.ones(1, 1, 1)}, r"f is torch.float32 of shape \(1, 1, 1\)"),
         ({"f": torch.ones(0)}, r"f is torch.float32 of shape \(0,\)"),
-        ({"f": torch.ones(2, dtype=torch.float64)}, r"f is torch.float64"),
+        ({"f": torch.ones(2, dtype=torch.int64)}, r"f is torch.int64"),
         ({"f": torch.ones(2, requires_grad=True)}, r"f is .*requires grad, expected a constant"),
         ({"f": torch.ones(2, device="meta")}, r"f is on meta, expected x's cpu"),
         ({"up": 0}, r"up=0, expected a whole number >= 1"),
@@ -219,3 +219,9 @@ def test_setup_filter_refuses(given):
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         upfirdn2d(**({"x": torch.zeros(1, 3, 4, 4), "f": torch.ones(2)} | kwargs))
+
+
+def test_a_float64_filter_is_used_in_float64():
+    """As in a network whose buffers were converted by .double()."""
+    x, f = rand(1, 2, 5, 5), torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 7
+    assert_close(upfirdn2d(x, f), upfirdn2d_reference(x, f), 1e-14)
