@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -51,7 +52,7 @@ def main() -> None:
     show(rates, ratios, cores)
     print(f"turns thrown away because other programs ran: {disturbed}")
     if args.json:
-        machine = {"cpu": cpu_name(), "cores": cores, "python": platform.python_version()}
+        machine = {"commit": commit(), "cpu": cpu_name(), "cores": cores, "python": platform.python_version()}
         versions = {"torch": torch.__version__, "pillow": PIL.__version__, "numpy": np.__version__}
         result = {**machine, **versions, "images_per_second": rates, "workers_over_cores_x_bare": ratios}
         result["turns_thrown_away"] = disturbed
@@ -163,6 +164,12 @@ def show(rates: dict[str, list[float]], ratios: list[float], cores: int) -> None
         f"workers / ({cores} cores x bare loop): {ratio:.0%} ({min(ratios):.0%} to {max(ratios):.0%}), "
         f"goal {GOAL_WORKERS:.0%}, {'reached' if ratio >= GOAL_WORKERS else 'MISSED'}"
     )
+
+
+def commit() -> str:
+    """The commit that is measured, with "-dirty" where the tree differs from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def cpu_name() -> str:

@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import plain_stylegan2 as plain
-from data import cpu_name
+from data import commit, cpu_name
 
 from gankern.training.config import Config, resolve
 from gankern.training.phases import Phases, build_networks
@@ -110,7 +110,7 @@ def main() -> None:
                 run_phase(phases, name, real)
                 seconds[provider][name].append(time.perf_counter() - begun)
 
-    result = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": cpu_name()}
+    result = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": cpu_name(), "commit": commit()}
     result |= {"resolution": args.resolution, "channel_base": args.channel_base, "batch": args.batch}
     print(f"{'seconds (median)':<18}" + "".join(f"{name:>10}" for name in [*WEIGHTS, "step"]))
     for provider, phases in seconds.items():
