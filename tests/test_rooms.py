@@ -8,7 +8,7 @@ import pytest
 import gankern
 
 ROOT = Path(gankern.__file__).parent
-ROOMS = ["ops", "nn", "models", "interop", "data", "metrics", "training", "cli"]
+ROOMS = ["ops", "nn", "models", "interop", "data", "metrics", "training", "bench", "cli"]
 BESIDE = {"errors", "files", "_version"}  # modules that stand beside the rooms
 
 

@@ -1,36 +1,103 @@
 """Which implementation of an operator runs: the `impl=` argument, `use_impl(...)`, `GANKERN_IMPL`, or the default.
 
-An operator declares its implementations here once; the command line reads them back for `gankern env`.
+An operator declares its implementations here once; the command line reads them back for `gankern env`. Here too stands
+the dry run, in which launch functions allocate their outputs and launch nothing: an operator's fake is the function
+itself under a dry run, so that shapes and strides agree.
 """
 
 import contextlib
+import functools
+import importlib.util
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 
-IMPLS = ("reference", "triton", "cuda", "cudnn")
+import torch
+
+IMPLS = ("reference", "triton", "triton_gemm", "cuda", "cudnn")
+MIN_CAPABILITY = (8, 0)
 
 _declared: dict[str, tuple[str, ...]] = {}
 _forced: list[str] = []
 
 
 def declare(op: str, *impls: str) -> None:
-    """Record that `op` has these implementations, the preferred one first."""
+    """Record that `op` has these implementations, the one preferred on a GPU first."""
     _declared[op] = impls
 
 
-def choose(op: str, impl: str | None) -> str:
-    """The implementation of `op` to run. Raises ValueError for a name that is unknown or that `op` doesn't have."""
-    source = "impl"
-    if impl is None and _forced:
-        impl, source = _forced[-1], "use_impl"
-    if impl is None and os.environ.get("GANKERN_IMPL"):
-        impl, source = os.environ["GANKERN_IMPL"], "GANKERN_IMPL"
+# -- what can run where -----------------------------------------------------------------------------------------------
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in the interpreter, on CPU tensors. Triton reads this where a kernel is decorated."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _triton_missing() -> str | None:
+    return None if importlib.util.find_spec("triton") else "triton isn't installed"
+
+
+@functools.cache
+def _too_old(index: int | None) -> str | None:
+    capability = torch.cuda.get_device_capability(index)
+    if capability >= MIN_CAPABILITY:
+        return None
+    return f"the GPU is sm_{capability[0]}{capability[1]}, and the kernels need sm_{MIN_CAPABILITY[0]}0 or newer"
+
+
+def obstacle(impl: str, device: torch.device) -> str | None:
+    """Why `impl` can't run on tensors of `device`; None where it can. Meta tensors take anything."""
+    if impl == "reference" or device.type == "meta":
+        return None
+    if _triton_missing():
+        return _triton_missing()
+    if device.type == "cuda":
+        return _too_old(device.index) if torch.cuda.is_available() else None  # a fake tensor where there is no GPU
+    if device.type == "cpu":
+        return None if interpreting() else "x is on the CPU, where it runs only under TRITON_INTERPRET=1"
+    return f"x is on {device}, expected a CUDA tensor"
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
+
+
+def _forced_impl(impl: str | None) -> tuple[str | None, str]:
+    if impl is not None:
+        return impl, "impl"
+    if _forced:
+        return _forced[-1], "use_impl"
+    return os.environ.get("GANKERN_IMPL") or None, "GANKERN_IMPL"
+
+
+def choose(op: str, impl: str | None, x: torch.Tensor) -> str:
+    """The implementation of `op` to run for x.
+
+    Raises ValueError for a name that is unknown, that `op` doesn't have, or that can't run where x is.
+    """
     have = _declared[op]
-    if impl is None:
+    impl, source = _forced_impl(impl)
+    if impl == "triton_gemm" and source != "impl" and impl not in have and "triton" in have:
+        impl = "triton"  # the same kernels, for the operators without a matrix product
+    if impl is not None:
+        if impl not in have:
+            raise ValueError(f"{source}={impl!r}: {op} is available as {', '.join(have)}")
+        reason = obstacle(impl, x.device)
+        if reason:
+            raise ValueError(f"{source}={impl!r}: {op} can't run so: {reason}")
+        return impl
+    # float64 is for checking numbers: the definition serves
+    if x.device.type != "cuda" or x.dtype == torch.float64:
+        return "reference"
+    reason = obstacle(have[0], x.device)
+    if reason is None:
         return have[0]
-    if impl not in have:
-        raise ValueError(f"{source}={impl!r}: {op} is available as {', '.join(have)}")
-    return impl
+    if not torch.compiler.is_compiling():
+        _warn_once(f"gankern.ops runs in eager PyTorch instead of {have[0]}: {reason}")
+    return "reference"
 
 
 @contextlib.contextmanager
@@ -50,12 +117,60 @@ def use_impl(impl: str) -> Iterator[None]:
 
 def implementations() -> dict[str, dict[str, str]]:
     """Every operator's implementations, its present choice and why: `{op: {"choice", "why", "available"}}`."""
+    forced, source = _forced_impl(None)
+    cuda = torch.cuda.is_available()
     report = {}
     for op, have in sorted(_declared.items()):
-        forced = _forced[-1] if _forced else os.environ.get("GANKERN_IMPL")
-        choice = forced if forced in have else have[0]
-        why = "forced" if forced in have else "the only one" if len(have) == 1 else "preferred"
         if forced and forced not in have:
-            why = f"{forced} was asked for, which this operator doesn't have: a call will raise"
+            choice, why = "reference", f"{source}={forced}, which this operator doesn't have: a call will raise"
+        elif forced:
+            choice, why = forced, f"forced by {source}"
+        elif not cuda:
+            choice, why = "reference", "no CUDA GPU"
+        else:
+            reason = obstacle(have[0], torch.device("cuda", torch.cuda.current_device()))
+            choice, why = ("reference", reason) if reason else (have[0], "preferred on this GPU")
         report[op] = {"choice": choice, "why": why, "available": ", ".join(have)}
     return report
+
+
+# -- dry runs ----------------------------------------------------------------------------------------------------------
+
+_dry = 0
+_recorder: list | None = None
+
+
+def fake(fn: Callable) -> Callable:
+    """`fn` as an operator's fake: it allocates its outputs and launches nothing."""
+
+    @functools.wraps(fn)
+    def run(*args, **kwargs):
+        global _dry
+        _dry += 1
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            _dry -= 1
+
+    return run
+
+
+def launching() -> bool:
+    """Whether a launch function should go on to its launches: not in a dry run, unless they are being recorded."""
+    return not _dry or _recorder is not None
+
+
+@contextlib.contextmanager
+def record() -> Iterator[list]:
+    """Collect every kernel launch of the operators called on meta tensors inside the block (see `_triton.Launch`)."""
+    global _recorder
+    before, _recorder = _recorder, []
+    try:
+        yield _recorder
+    finally:
+        _recorder = before
+
+
+def recorder() -> list | None:
+    """The list that collects launches, where this is a dry run being recorded."""
+    return _recorder if _dry else None

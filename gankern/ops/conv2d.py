@@ -140,7 +140,7 @@ def conv2d_resample(
     smaller image. `flip_weight=True` correlates (as PyTorch does), False convolves. Differentiable to any order.
     Raises ValueError for up and down together, or resampling without a filter.
     """
-    impl = _impl.choose("upfirdn2d", impl)
+    impl = _impl.choose("upfirdn2d", impl, x)
     if up not in (1, 2) or down not in (1, 2) or (up, down) == (2, 2):
         raise ValueError(f"up={up}, down={down}: expected 1 or 2, and not both 2")
     if (up > 1 or down > 1) and f is None:

@@ -1,7 +1,12 @@
-"""Fixtures of the operators' tests: one thread (the tensors are tiny), and no implementation forced from outside."""
+"""Fixtures of the operators' tests: one thread (the tensors are tiny), every implementation, outputs poisoned.
+
+A module that sets `IMPLS` has each of its tests run once for every implementation named there.
+"""
 
 import pytest
 import torch
+
+from gankern.ops import _impl, use_impl
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -12,9 +17,32 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
+def pytest_generate_tests(metafunc):
+    metafunc.parametrize("impl", getattr(metafunc.module, "IMPLS", ["default"]), indirect=True)
+
+
 @pytest.fixture(autouse=True)
-def _default_impl(monkeypatch):
+def impl(request, monkeypatch):
+    """The implementation that runs in this test, forced for every operator."""
     monkeypatch.delenv("GANKERN_IMPL", raising=False)
+    if request.param == "default":
+        yield request.param
+        return
+    if request.param != "reference" and not _impl.interpreting():
+        pytest.skip("runs on the CPU in Triton's interpreter, which a process with a GPU leaves off")
+    with use_impl(request.param):
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def _poison(impl):
+    """torch.empty gives NaN while a kernel is tested: what it doesn't write shows."""
+    if impl in ("default", "reference"):
+        yield
+        return
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

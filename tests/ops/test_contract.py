@@ -74,7 +74,11 @@ REGISTERED = {
     "conv2d_weight_grad": [(4, 8, 5, 3), X, list(W), 1, 1, False],
     "modulated_conv2d": [X, W, S, (4, 8), (10, 6), B, F4, *CONSTANTS],
 }
-NOT_AUTOGRAD = {"modulated_conv2d_backward": [Y, X, W, S, (4, 8), (10, 6), B, F4, Y, [True] * 6, *CONSTANTS]}
+NOT_AUTOGRAD = {
+    "bias_act_second": [X, (6,), X, None, None, X, 1, "tanh", 0.0, 1.0, 0.7, "reference"],
+    "bias_act_second-swish": [X, None, X, X, (6,), None, 1, "swish", 0.0, 1.0, -1.0, "reference"],
+    "modulated_conv2d_backward": [Y, X, W, S, (4, 8), (10, 6), B, F4, Y, [True] * 6, *CONSTANTS],
+}
 
 
 def operands(spec, dtype, channels_last, grad):
@@ -123,16 +127,16 @@ def test_fakes_match(call, channels_last, n):
 
 
 @EVERY
-@pytest.mark.parametrize("impl", [None, "reference"], ids=["default", "reference"])
+@pytest.mark.parametrize("forced", [None, "reference"], ids=["default", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_meta(call, impl, dtype):
+def test_meta(call, forced, dtype):
     fn, inputs = CALLS[call][0], tensors(call)
     real = first_order(fn, inputs)
     on_meta = [t.detach().to("meta", dtype).requires_grad_() for t in inputs]
-    if impl is None:
+    if forced is None:
         got = first_order(fn, on_meta)
     else:
-        with use_impl(impl):
+        with use_impl(forced):
             got = first_order(fn, on_meta)
     assert [(t.shape, t.stride()) for t in got] == [(t.shape, t.stride()) for t in real]
     assert all(t.device.type == "meta" and t.dtype == dtype for t in got)
@@ -223,9 +227,10 @@ def test_impl_argument(op, monkeypatch):
 def test_use_impl_nests_and_ends(monkeypatch):
     def choice():
         reported = ops.implementations()["pixel_norm"]["choice"]
-        assert ops._impl.choose("pixel_norm", None) == reported
+        assert ops._impl.choose("pixel_norm", None, torch.zeros(1, 2)) == reported
         return reported
 
+    monkeypatch.setenv("GANKERN_IMPL", "triton")
     monkeypatch.setitem(ops._impl._declared, "pixel_norm", ("triton", "reference"))
     assert choice() == "triton"
     with use_impl("reference"):
@@ -239,7 +244,9 @@ def test_use_impl_nests_and_ends(monkeypatch):
 
 
 def test_use_impl_refuses_unknown_names():
-    with pytest.raises(ValueError, match="impl='nonsense', expected one of reference, triton, cuda, cudnn"):
+    with pytest.raises(
+        ValueError, match="impl='nonsense', expected one of reference, triton, triton_gemm, cuda, cudnn"
+    ):
         use_impl("nonsense").__enter__()
 
 
@@ -250,9 +257,9 @@ def test_implementations_reports_choice_and_reason(monkeypatch):
         assert set(entry) == {"choice", "why", "available"}
         assert entry["choice"] in entry["available"].split(", ")
     with use_impl("reference"):
-        assert {e["why"] for e in ops.implementations().values()} == {"forced"}
+        assert {e["why"] for e in ops.implementations().values()} == {"forced by use_impl"}
     monkeypatch.setenv("GANKERN_IMPL", "nonsense")
-    assert all("nonsense was asked for" in e["why"] for e in ops.implementations().values())
+    assert all("GANKERN_IMPL=nonsense, which" in e["why"] for e in ops.implementations().values())
 
 
 # -- torch.compile -----------------------------------------------------------------------------------------------------

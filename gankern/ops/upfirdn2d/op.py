@@ -247,7 +247,7 @@ def upfirdn2d(
             raise ValueError(
                 f"padding={padding!r}: the padded {axis} {size * u + p0 + p1} is less than f's {taps} taps"
             )
-    return _upfirdn2d(x, f, upxy, downxy, pad, bool(flip_filter), float(gain), _impl.choose("upfirdn2d", impl))
+    return _upfirdn2d(x, f, upxy, downxy, pad, bool(flip_filter), float(gain), _impl.choose("upfirdn2d", impl, x))
 
 
 def upfirdn2d_adjoint(

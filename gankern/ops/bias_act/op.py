@@ -120,6 +120,10 @@ def _argument_and_mask(x, bias, y, dim, act, alpha, gain, clamp) -> tuple[Tensor
 def _forward_impl(
     x: Tensor, bias: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float, impl: str
 ) -> Tensor:
+    if impl == "triton":
+        from gankern.ops.bias_act import kernels
+
+        return kernels.forward(x, bias, dim, act, alpha, gain, clamp)
     if bias is None or act not in ("relu", "lrelu") or gain <= 0:
         wide_bias = None if bias is None else _wide(bias)
         return bias_act_reference(_wide(x), wide_bias, dim, act, alpha, gain, clamp).to(x.dtype)
@@ -143,6 +147,10 @@ def _backward_impl(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     """(dx, db); db is empty unless `bias_grad`. y is None where the activation is linear and there is no clamp."""
+    if impl == "triton":
+        from gankern.ops.bias_act import kernels
+
+        return kernels.backward(dy, x, bias, y, bias_grad, dim, act, alpha, gain, clamp)
     if y is None and x is None:
         dx = _wide(dy) * gain
     elif act in ("relu", "lrelu") and clamp < 0 and gain > 0:
@@ -157,8 +165,8 @@ def _backward_impl(
 
 _bias_act = torch.library.custom_op("gankern::bias_act", _forward_impl, mutates_args=())
 bias_act_backward = torch.library.custom_op("gankern::bias_act_backward", _backward_impl, mutates_args=())
-_bias_act.register_fake(_forward_impl)
-bias_act_backward.register_fake(_backward_impl)
+_bias_act.register_fake(_impl.fake(_forward_impl))
+bias_act_backward.register_fake(_impl.fake(_backward_impl))
 
 
 def _save_forward(ctx, inputs, output):
@@ -183,28 +191,65 @@ def _save_backward(ctx, inputs, output):
     ctx.save_for_backward(dy, x, bias, y)
 
 
-def _double_backward(ctx, ddx, ddb):
-    """ddx, ddb are the gradients of dx and db; db = Σ dx, so both act on dx together."""
-    dy, x, bias, y = ctx.saved_tensors
-    dim, act, alpha, gain, clamp, _ = ctx.args
-    v = ddx + _along(ddb, dim, ddx.ndim) if ctx.bias_grad else ddx
-    grad_dy = bias_act_backward(v, x, bias, y, False, *ctx.args)[0] if ctx.needs_input_grad[0] else None
-    grad_x = grad_bias = grad_y = None
+def _second_formulas(ddx, ddb, dy, x, bias, y, dim, act, alpha, gain, clamp, impl, need_dy=True):
+    """Gradients of <dx, ddx> + <db, ddb> with respect to dy, x, bias and y (None where zero), in differentiable
+    operators. db = Σ dx, so ddx and ddb act on dx together."""
+    args = dim, act, alpha, gain, clamp, impl
+    v = ddx if ddb is None else ddx + _along(ddb, dim, ddx.ndim)
+    grad_dy = bias_act_backward(v, x, bias, y, False, *args)[0] if need_dy else None
     spec = ACTIVATIONS[act]
-    if spec.slope_grad is not None:
-        argument, mask = _argument_and_mask(x, bias, y, dim, act, alpha, gain, clamp)
-        t = _wide(v) * _wide(dy) * spec.slope_grad(argument)
-        t = t if mask is None else t * mask
-        if spec.needs_x:
-            grad_x = (t * gain).to(x.dtype)
-            grad_bias = _sum_to_bias(t * gain, dim).to(x.dtype) if bias is not None else None
-        else:
-            grad_y = t.to(y.dtype) if gain != 0 else torch.zeros_like(y)
-    return grad_dy, grad_x, grad_bias, grad_y, *[None] * 7
+    if spec.slope_grad is None:
+        return grad_dy, None, None, None
+    argument, mask = _argument_and_mask(x, bias, y, dim, act, alpha, gain, clamp)
+    t = _wide(v) * _wide(dy) * spec.slope_grad(argument)
+    t = t if mask is None else t * mask
+    if not spec.needs_x:
+        return grad_dy, None, None, t.to(y.dtype) if gain != 0 else torch.zeros_like(y)
+    grad_bias = _sum_to_bias(t * gain, dim).to(x.dtype) if bias is not None else None
+    return grad_dy, (t * gain).to(x.dtype), grad_bias, None
+
+
+def _second_impl(
+    ddx: Tensor,
+    ddb: Tensor | None,
+    dy: Tensor,
+    x: Tensor | None,
+    bias: Tensor | None,
+    y: Tensor | None,
+    dim: int,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_second_formulas` in one pass, once no third order is asked for; empty tensors for None."""
+    if impl == "triton":
+        from gankern.ops.bias_act import kernels
+
+        return kernels.second(ddx, ddb, dy, x, bias, y, dim, act, alpha, gain, clamp)
+    gradients = _second_formulas(ddx, ddb, dy, x, bias, y, dim, act, alpha, gain, clamp, impl)
+    return tuple(dy.new_empty(0) if t is None else t for t in gradients)
+
+
+bias_act_second = torch.library.custom_op("gankern::bias_act_second", _second_impl, mutates_args=())
+bias_act_second.register_fake(_impl.fake(_second_impl))
+
+
+def _double_backward(ctx, ddx, ddb):
+    dy, x, bias, y = ctx.saved_tensors
+    ddb = ddb if ctx.bias_grad else None
+    if ctx.args[-1] == "reference" or torch.is_grad_enabled():
+        gradients = _second_formulas(ddx, ddb, dy, x, bias, y, *ctx.args, need_dy=ctx.needs_input_grad[0])
+    else:
+        gradients = bias_act_second(ddx, ddb, dy, x, bias, y, *ctx.args)
+        gradients = [t if need else None for t, need in zip(gradients, ctx.needs_input_grad[:4], strict=True)]
+        gradients = [None if t is None or (t.numel() == 0 and dy.numel()) else t for t in gradients]
+    return *gradients, *[None] * 7
 
 
 bias_act_backward.register_autograd(_double_backward, setup_context=_save_backward)
-_impl.declare("bias_act", "reference")
+_impl.declare("bias_act", "triton", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------
 
@@ -263,5 +308,7 @@ def bias_act(
             raise ValueError(f"dim={dim}, expected a dimension of x, whose shape is {tuple(x.shape)}")
         dim %= x.ndim
         check_bias(bias, x, x.shape[dim])
+    else:
+        dim = min(1, x.ndim - 1)
     args = activation_args(act, alpha, gain, clamp)
-    return _bias_act(x, bias, dim, *args, _impl.choose("bias_act", impl))
+    return _bias_act(x, bias, dim, *args, _impl.choose("bias_act", impl, x))

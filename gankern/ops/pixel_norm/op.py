@@ -97,4 +97,4 @@ def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-8, *, impl: str | None =
         raise ValueError(f"x has dtype {x.dtype}, expected a floating-point tensor")
     if not -x.ndim <= dim < x.ndim:
         raise ValueError(f"dim={dim}, expected a dimension of x, whose shape is {tuple(x.shape)}")
-    return _pixel_norm(x, dim % x.ndim, float(eps), _impl.choose("pixel_norm", impl))
+    return _pixel_norm(x, dim % x.ndim, float(eps), _impl.choose("pixel_norm", impl, x))

@@ -355,5 +355,5 @@ def modulated_conv2d(
     act_args = activation_args(act, alpha, gain, clamp)
     d = demodulation(weight, styles, eps) if demodulate else None
     tensors = (x, weight, styles, d, noise, bias, resample_filter)
-    chosen = _impl.choose("modulated_conv2d", impl)
+    chosen = _impl.choose("modulated_conv2d", impl, x)
     return _modulated_conv2d(*tensors, up, padding, bool(flip_weight), *act_args, chosen)

@@ -157,4 +157,4 @@ def minibatch_stddev(
         raise ValueError(f"group_size={group_size} doesn't divide the batch of {n}")
     if num_channels < 1 or c % num_channels:
         raise ValueError(f"num_channels={num_channels}, expected a divisor of x's {c} channels")
-    return _minibatch_stddev(x, max(group, 1), num_channels, float(eps), _impl.choose("minibatch_stddev", impl))
+    return _minibatch_stddev(x, max(group, 1), num_channels, float(eps), _impl.choose("minibatch_stddev", impl, x))
