@@ -155,6 +155,18 @@ def fake(fn: Callable) -> Callable:
     return run
 
 
+BODIES: dict[str, Callable] = {}
+"""The Python function behind each registered operator, by its qualified name: an account of bytes looks inside."""
+
+
+def register(name: str, fn: Callable) -> torch.library.CustomOpDef:
+    """`fn` as the operator gankern::`name`, with its own dry run as its fake."""
+    op = torch.library.custom_op(f"gankern::{name}", fn, mutates_args=())
+    BODIES[f"gankern::{name}"] = fake(fn)
+    op.register_fake(BODIES[f"gankern::{name}"])
+    return op
+
+
 def launching() -> bool:
     """Whether a launch function should go on to its launches: not in a dry run, unless they are being recorded."""
     return not _dry or _recorder is not None

@@ -19,7 +19,8 @@ from gankern.ops._gradients import weight_gradients_wanted
 from gankern.ops.upfirdn2d import upfirdn2d
 
 
-def _library(x: Tensor, w: Tensor, stride: int, padding: int, transposed: bool) -> Tensor:
+def library_conv2d(x: Tensor, w: Tensor, stride: int, padding: int, transposed: bool) -> Tensor:
+    """The library's own convolution or its transpose, without autograd of ours."""
     return torch.ops.aten.convolution(x, w, None, [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1)
 
 
@@ -43,12 +44,9 @@ def _library_weight_grad(
     return _library_backward(dy, x, x.new_empty(size), stride, padding, transposed, [False, True, False])[1]
 
 
-_conv2d = torch.library.custom_op("gankern::conv2d", _library, mutates_args=())
-conv2d_input_grad = torch.library.custom_op("gankern::conv2d_input_grad", _library_input_grad, mutates_args=())
-conv2d_weight_grad = torch.library.custom_op("gankern::conv2d_weight_grad", _library_weight_grad, mutates_args=())
-_conv2d.register_fake(_library)
-conv2d_input_grad.register_fake(_library_input_grad)
-conv2d_weight_grad.register_fake(_library_weight_grad)
+_conv2d = _impl.register("conv2d", library_conv2d)
+conv2d_input_grad = _impl.register("conv2d_input_grad", _library_input_grad)
+conv2d_weight_grad = _impl.register("conv2d_weight_grad", _library_weight_grad)
 
 
 def _save(ctx, inputs, output):

@@ -10,6 +10,7 @@ from test_bias_act import truth as activate
 
 from gankern.ops import demodulation, modulated_conv2d, modulated_conv2d_reference, setup_filter, upfirdn2d
 
+IMPLS = ("reference", "triton")
 FIR = [1, 3, 3, 1]
 WIDTHS = (2, 3, 4)  # N, I, O
 BASE = {"up": 1, "k": 3, "size": (4, 3), "noise": None, "bias": False}
@@ -192,6 +193,65 @@ def test_path_length_like_penalty():
         assert_close(got, want, 1e-10, name)
 
 
+# -- a chain of layers: noise strength, styles applied by the layer before, styles of the layer after ------------------
+
+
+def chain_truth(x, weight, styles, noise=None, bias=None, noise_strength=None, next_styles=None, **args):
+    """(y, y · next_styles) of an x that was multiplied by its styles already."""
+    styled, both = args.pop("styled", False), args.pop("both", False)
+    if styled:
+        x = x / styles[:, :, None, None]
+    noise = noise if noise_strength is None else noise * noise_strength
+    y = truth(x, weight, styles, noise, bias, **args)
+    ys = None if next_styles is None else y * next_styles[:, :, None, None]
+    return y if ys is None else torch.cat([y, ys], 1) if both else ys
+
+
+def chained(**inputs):
+    y = modulated_conv2d(**inputs)
+    return torch.cat(y, 1) if isinstance(y, tuple) else y
+
+
+CHAINS = {
+    "strength": ({"noise_strength"}, {}),
+    "styled": (set(), {"styled": True}),
+    "next": ({"next_styles"}, {}),
+    "both": ({"next_styles"}, {"both": True}),
+    "all": ({"noise_strength", "next_styles"}, {"styled": True}),
+    "all-both": ({"noise_strength", "next_styles"}, {"styled": True, "both": True}),
+}
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("case", ["full", "clamp-up", "tanh"])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_chain(chain, case, channels_last):
+    inputs, args = build(case, channels_last=channels_last)
+    names, more = CHAINS[chain]
+    more_inputs = {"noise_strength": rand(1, seed=6, grad=True), "next_styles": rand(2, 4, seed=7, grad=True)}
+    inputs |= {k: more_inputs[k] for k in names}
+    args = args | more
+    assert_same_derivatives(lambda **t: chained(**t, **args), lambda **t: chain_truth(**t, **args), inputs)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_of_both_outputs_used(which):
+    inputs, args = build("full")
+    inputs["next_styles"] = rand(2, 4, seed=7, grad=True)
+    assert_same_derivatives(
+        lambda **t: modulated_conv2d(**t, both=True, **args)[which],
+        lambda **t: chain_truth(**t, both=True, **args).chunk(2, 1)[which],
+        inputs if which else {k: t for k, t in inputs.items() if k != "next_styles"} | {"next_styles": rand(2, 4)},
+    )
+
+
+def test_a_style_of_zero_gives_finite_gradients():
+    inputs, args = build("full")
+    inputs["next_styles"] = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
+    grads = torch.autograd.grad(modulated_conv2d(**inputs, **args).sum(), list(inputs.values()))
+    assert all(g.isfinite().all() for g in grads)
+
+
 def test_demodulation():
     w, s = rand(4, 3, 3, 3), rand(2, 3)
     want = 1 / torch.sqrt(torch.stack([(w * s[i, :, None, None]).square().sum([1, 2, 3]) for i in range(2)]) + 1e-8)
@@ -271,6 +331,10 @@ def test_keeps_the_memory_format(case, channels_last):
         ({"x": torch.zeros(2, 3, 1, 1), "noise": torch.zeros(2, 1, 4, 4)}, r"noise has shape .*\[2, 1, 1, 1\]"),
         ({"x": torch.zeros(2, 3, 1, 2), "padding": 0}, r"padding=0"),
         ({"padding": -1}, r"padding=-1"),
+        ({"next_styles": torch.zeros(2, 3)}, r"next_styles has shape \(2, 3\), expected \[2, 5\]"),
+        ({"noise_strength": torch.zeros([])}, r"noise_strength was given without noise"),
+        ({"noise": torch.zeros([]), "noise_strength": torch.zeros(2)}, r"noise_strength has shape \(2,\), expected"),
+        ({"both": True}, r"both=True, expected next_styles"),
         ({"bias": torch.zeros(3)}, r"bias has shape \(3,\), expected \(5,\)"),
         ({"bias": torch.zeros(5, dtype=torch.float64)}, r"bias is torch.float64"),
         ({"act": "gelu"}, r"act='gelu', expected one of"),

@@ -16,6 +16,7 @@ from gankern.ops._triton import (
     CONFIGS,
     accumulator,
     around,
+    as_held,
     cdiv,
     config,
     dense,
@@ -258,11 +259,6 @@ def _summed(partial: Tensor, channels: int, by_row: bool, dtype: torch.dtype) ->
     if by_row:
         return partial.reshape(partial.shape[0] // channels, channels, partial.shape[1]).sum([0, 2]).to(dtype)
     return partial.sum(0).to(dtype)
-
-
-def as_held(clamp: float, dtype: torch.dtype) -> float:
-    """The clamp as `dtype` rounds it: what a clamped y is equal to."""
-    return float(torch.tensor(clamp, dtype=torch.float64).to(dtype))
 
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float) -> Tensor:

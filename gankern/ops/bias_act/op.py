@@ -163,10 +163,8 @@ def _backward_impl(
     return dx.to(dy.dtype), db
 
 
-_bias_act = torch.library.custom_op("gankern::bias_act", _forward_impl, mutates_args=())
-bias_act_backward = torch.library.custom_op("gankern::bias_act_backward", _backward_impl, mutates_args=())
-_bias_act.register_fake(_impl.fake(_forward_impl))
-bias_act_backward.register_fake(_impl.fake(_backward_impl))
+_bias_act = _impl.register("bias_act", _forward_impl)
+bias_act_backward = _impl.register("bias_act_backward", _backward_impl)
 
 
 def _save_forward(ctx, inputs, output):
@@ -232,8 +230,7 @@ def _second_impl(
     return tuple(dy.new_empty(0) if t is None else t for t in gradients)
 
 
-bias_act_second = torch.library.custom_op("gankern::bias_act_second", _second_impl, mutates_args=())
-bias_act_second.register_fake(_impl.fake(_second_impl))
+bias_act_second = _impl.register("bias_act_second", _second_impl)
 
 
 def _double_backward(ctx, ddx, ddb):
@@ -243,8 +240,15 @@ def _double_backward(ctx, ddx, ddb):
         gradients = _second_formulas(ddx, ddb, dy, x, bias, y, *ctx.args, need_dy=ctx.needs_input_grad[0])
     else:
         gradients = bias_act_second(ddx, ddb, dy, x, bias, y, *ctx.args)
-        gradients = [t if need else None for t, need in zip(gradients, ctx.needs_input_grad[:4], strict=True)]
-        gradients = [None if t is None or (t.numel() == 0 and dy.numel()) else t for t in gradients]
+        spec = ACTIVATIONS[ctx.args[1]]
+        curved = spec.slope_grad is not None
+        there = (
+            True,
+            curved and spec.needs_x,
+            curved and spec.needs_x and bias is not None,
+            curved and not spec.needs_x,
+        )
+        gradients = [t if have else None for t, have in zip(gradients, there, strict=True)]
     return *gradients, *[None] * 7
 
 

@@ -1,0 +1,136 @@
+"""The layer at first order on Triton: the library's convolution, and one pass before or after it each way.
+
+Bytes, with A an activation's: forward the convolution (A in, A out) and the pass (A in, A out); backward the pass (dy
+and y in, dt out) and the convolution's two gradients. An x that isn't styled yet costs a pass of its own each way.
+"""
+
+import torch
+from torch import Tensor
+
+from gankern.ops.conv2d import conv2d_backward, library_conv2d
+from gankern.ops.modulated_conv2d import kernels
+from gankern.ops.modulated_conv2d.layer import Layer, Tensors, gradients
+from gankern.ops.upfirdn2d import upfirdn2d, upfirdn2d_adjoint
+
+PER_SAMPLE_OUTPUTS = 16  # up to so many output channels a 1x1 layer is a small matrix of its own for every sample
+
+
+def _per_sample(t: Tensors, layer: Layer) -> bool:
+    o, _, k, _ = t.weight.shape
+    return k == 1 and layer.up == 1 and layer.padding == 0 and o <= PER_SAMPLE_OUTPUTS and t.styles is not None
+
+
+def _linear(act: tuple[str, float, float, float]) -> bool:
+    name, _, gain, clamp = act
+    return name == "linear" and gain == 1 and clamp < 0
+
+
+def _operands(t: Tensors, layer: Layer) -> kernels.Operands:
+    return kernels.Operands(t.d, t.noise, t.strength, t.bias, t.next_styles, layer.activation)
+
+
+def _style(s: Tensor) -> kernels.Operands:
+    return kernels.Operands(s, None, None, None, None, ("linear", 0.0, 1.0, -1.0))
+
+
+def styled(x: Tensor, s: Tensor | None) -> Tensor:
+    """x times its styles [N, C], in one pass."""
+    return x if s is None else kernels.forward(x, _style(s))[0]
+
+
+# -- 1x1 layers with few outputs: each sample's own matrix [O, I], so that x is read once and never written ------------
+
+
+def _matrices(t: Tensors) -> Tensor:
+    return (t.weight[:, :, 0, 0] * t.styles[:, None]).to(t.x.dtype)
+
+
+def _pixels_first(x: Tensor) -> Tensor:
+    """[N, C, H, W] as [N, H·W, C], a view in either memory format."""
+    return x.flatten(2).transpose(1, 2) if x.is_contiguous() else x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _image(t: Tensor, like: Tensor, channels_last: bool) -> Tensor:
+    """[N, H·W, C] as [N, C, H, W] in the memory format asked for, a view where t lies so."""
+    image = t.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+    return image.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _matrix_forward(t: Tensors) -> Tensor:
+    x = kernels.dense(t.x)
+    return _image(_pixels_first(x) @ _matrices(t).transpose(1, 2), x, kernels.is_channels_last(x))
+
+
+def _matrix_backward(dt: Tensor, t: Tensors, needs: list[bool]) -> list[Tensor | None]:
+    """Gradients of x, weight and styles."""
+    x = kernels.dense(t.x)
+    dt = _pixels_first(kernels.dense(dt))
+    dx = _image(dt @ _matrices(t), x, kernels.is_channels_last(x)) if needs[0] else None
+    dw = ds = None
+    if needs[1] or needs[2]:
+        dm = (dt.transpose(1, 2) @ _pixels_first(x)).to(torch.promote_types(x.dtype, torch.float32))  # [N, O, I]
+        dw = (dm * t.styles[:, None]).sum(0)[:, :, None, None].to(t.weight.dtype) if needs[1] else None
+        ds = (dm * t.weight[:, :, 0, 0]).sum(1).to(t.styles.dtype) if needs[2] else None
+    return [dx, dw, ds]
+
+
+# -- the layer ---------------------------------------------------------------------------------------------------------
+
+
+def forward(t: Tensors, layer: Layer) -> tuple[Tensor, Tensor]:
+    """(y, y · next_styles); an empty tensor for the one that isn't asked for."""
+    if _per_sample(t, layer):
+        u = _matrix_forward(t)
+    else:
+        u = library_conv2d(styled(t.x, t.styles), layer.kernel(t.weight, t.x), *layer.conv_args(t.weight))
+    if layer.up == 2:
+        u = upfirdn2d(u, t.f, **layer.fir_args(t.weight, t.f), impl=layer.sub_impl)
+    nothing_to_do = t.d is None and t.noise is None and t.bias is None and t.next_styles is None
+    if nothing_to_do and _linear(layer.activation):
+        return u, u.new_empty(0)
+    return kernels.forward(u, _operands(t, layer), layer.plain)
+
+
+def backward(dy, dys, t: Tensors, y, ys, layer: Layer, needs: list[bool]) -> list[Tensor | None]:
+    """Gradients of x, weight, styles, d, noise, strength, bias and next_styles where needed (else None)."""
+    if not layer.invertible:
+        return gradients(dy, dys, t, y, ys, layer, needs)
+    need_d, need_noise, need_strength, need_b, need_next = needs[3:]
+    sums = (need_b, need_strength, need_d, need_next)
+    y = y if layer.plain else None
+    dt, totals = kernels.backward(dy, dys, y, ys, _operands(t, layer), sums)
+    dd = totals[2] / t.d if need_d else None
+    db = totals[0].sum(0).to(t.bias.dtype) if need_b else None
+    dstrength = totals[1].sum().to(t.strength.dtype) if need_strength else None
+    dnext = totals[3].to(t.next_styles.dtype) if need_next else None
+    dnoise = _noise_gradient(dt, t) if need_noise else None
+    return [*_through_convolution(dt, t, layer, needs), dd, dnoise, dstrength, db, dnext]
+
+
+def _noise_gradient(dt: Tensor, t: Tensors) -> Tensor:
+    """The gradient of the noise map itself, in a pass of its own: networks learn the strength instead."""
+    wide = torch.promote_types(dt.dtype, torch.float32)
+    g = dt.to(wide) if t.d is None else dt.to(wide) / t.d.to(wide)[:, :, None, None]
+    g = g.sum(1, keepdim=True)
+    return (g if t.strength is None else g * t.strength).sum_to_size(t.noise.shape).to(t.noise.dtype)
+
+
+def _through_convolution(dt: Tensor, t: Tensors, layer: Layer, needs: list[bool]) -> list[Tensor | None]:
+    """Gradients of x, weight and styles from that of the convolution's (filtered) output."""
+    need_x, need_w, need_s = needs[:3]
+    if not (need_x or need_w or need_s):
+        return [None, None, None]
+    if _per_sample(t, layer):
+        return _matrix_backward(dt, t, needs)
+    if layer.up == 2:
+        size = layer.before_fir(t.x, t.weight)
+        dt = upfirdn2d_adjoint(dt, t.f, size, **layer.fir_args(t.weight, t.f), impl=layer.sub_impl)
+    xs = styled(t.x, t.styles) if need_w else None
+    kernel, needs_conv = layer.kernel(t.weight, t.x), (need_x or need_s, need_w)
+    dxs, dkernel = conv2d_backward(dt, xs, kernel, t.x.shape, *layer.conv_args(t.weight), needs=needs_conv)
+    dw = layer.kernel_adjoint(dkernel, t.weight) if need_w else None
+    if t.styles is None or dxs is None:
+        return [dxs, dw, None]
+    # the pass with d = s and y = x: dx = s·dxs, and its sum of g·p is the style's gradient
+    dx, totals = kernels.backward(dxs, None, t.x, None, _style(t.styles), (False, False, need_s, False))
+    return [dx if need_x else None, dw, totals[2].to(t.styles.dtype) if need_s else None]
