@@ -1,18 +1,21 @@
-"""Triton's interpreter, mended: its float32 -> bfloat16 cast truncates, where every GPU rounds to nearest even.
+"""Triton's interpreter, mended where it doesn't compute what a GPU does in bfloat16.
 
-Without this, numbers from the interpreter say nothing about a kernel's accuracy in bfloat16. For tests and
-`gankern bench`; operators never need it.
+Its float32 -> bfloat16 cast truncates, where every GPU rounds to nearest even; and its matrix product takes bfloat16's
+bits for integers. For tests and `gankern bench`; operators never need it.
 """
 
 import numpy as np
 
 
-def round_to_nearest() -> None:
-    """Make the interpreter's float32 -> bfloat16 conversion round as GPUs do. Harmless to call twice."""
+def mend() -> None:
+    """Make the interpreter round to bfloat16, and multiply matrices of it, as GPUs do. Harmless to call twice."""
     import triton.language as tl
     from triton.runtime import interpreter
 
-    plain = getattr(interpreter._convert_float, "plain", interpreter._convert_float)
+    if hasattr(interpreter._convert_float, "plain"):
+        return
+    plain, builder = interpreter._convert_float, interpreter.InterpreterBuilder
+    plain_dot = builder.create_dot
 
     def convert(data, source, target, rounding_mode):
         if source == tl.float32 and target == tl.bfloat16:
@@ -23,5 +26,13 @@ def round_to_nearest() -> None:
             return (np.ascontiguousarray(data).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         return plain(data, source, target, rounding_mode)
 
+    def widened(operand):
+        if operand.dtype.scalar != tl.bfloat16:
+            return operand
+        return interpreter.TensorHandle(convert(operand.data, tl.bfloat16, tl.float32, None), tl.float32)
+
+    def dot(self, a, b, *rest):
+        return plain_dot(self, widened(a), widened(b), *rest)
+
     convert.plain = plain
-    interpreter._convert_float = convert
+    interpreter._convert_float, builder.create_dot = convert, dot

@@ -108,7 +108,7 @@ def as_held(number: float, dtype: torch.dtype) -> float:
 
 @functools.cache
 def table() -> dict:
-    """{GPU name or sm_XX: {kernel: {shape class: index into CONFIGS}}}."""
+    """{GPU name or sm_XX: {kernel: {shape class: index into CONFIGS}}}; `layer_gemm_wins` holds 1 where it did."""
     return json.loads(SETTINGS_FILE.read_text()) if SETTINGS_FILE.exists() else {}
 
 
@@ -119,16 +119,22 @@ def gpu_names(index: int | None) -> tuple[str, str]:
     return torch.cuda.get_device_name(index), f"sm_{major}{minor}"
 
 
+def measured(entry: str, key: str, x: Tensor) -> int | None:
+    """What the table holds of `entry` for the shape class `key` on x's GPU; None where nothing was measured."""
+    if x.device.type == "cuda" and torch.cuda.is_available():
+        for name in gpu_names(x.device.index):
+            found = table().get(name, {}).get(entry, {}).get(key)
+            if found is not None:
+                return found
+    return None
+
+
 def config(kernel: str, key: str, x: Tensor) -> dict:
     """The settings of `kernel` for the shape class `key` on x's GPU; its first where nothing is measured."""
     if kernel in _forced:
         return _forced[kernel]
-    if x.device.type == "cuda" and torch.cuda.is_available():
-        for name in gpu_names(x.device.index):
-            index = table().get(name, {}).get(kernel, {}).get(key)
-            if index is not None and index < len(CONFIGS[kernel]):
-                return CONFIGS[kernel][index]
-    return CONFIGS[kernel][0]
+    index = measured(kernel, key, x) or 0
+    return CONFIGS[kernel][min(index, len(CONFIGS[kernel]) - 1)]
 
 
 @contextlib.contextmanager

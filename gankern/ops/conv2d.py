@@ -21,12 +21,21 @@ from gankern.ops.upfirdn2d import upfirdn2d
 
 def library_conv2d(x: Tensor, w: Tensor, stride: int, padding: int, transposed: bool) -> Tensor:
     """The library's own convolution or its transpose, without autograd of ours."""
-    return torch.ops.aten.convolution(x, w, None, [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1)
+    y = torch.ops.aten.convolution(x, w, None, [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1)
+    return _laid_out(y, x)
 
 
 def _library_backward(dy, x, w, stride, padding, transposed, mask):
     args = [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1, mask
-    return torch.ops.aten.convolution_backward(dy, x, w, None, *args)
+    dx, dw, _ = torch.ops.aten.convolution_backward(dy, x, w, None, *args)
+    return _laid_out(dx, x) if mask[0] else dx, dw
+
+
+def _laid_out(y: Tensor, x: Tensor) -> Tensor:
+    """y, on meta tensors in x's memory format: there alone the library forgets it."""
+    if y.device.type != "meta" or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return y
+    return torch.empty_like(y, memory_format=torch.channels_last)
 
 
 def _library_input_grad(
@@ -68,7 +77,7 @@ def conv2d_backward(
     """Gradients of x and w where needed, differentiable under create_graph; x may be None where w's isn't needed."""
     args = stride, padding, transposed
     if all(needs) and x.shape[0] and not torch.is_grad_enabled():  # the library prepares dy once for both
-        return _library_backward(dy, x, w, *args, [True, True, False])[:2]
+        return _library_backward(dy, x, w, *args, [True, True, False])
     dx = conv2d_input_grad(dy, w, list(x_size), *args) if needs[0] else None
     dw = conv2d_weight_grad(dy, x, list(w.shape), *args) if needs[1] else None
     return dx, dw

@@ -193,6 +193,27 @@ def test_path_length_like_penalty():
         assert_close(got, want, 1e-10, name)
 
 
+# -- the implicit matrix product ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", ["plain", "full", "clamp", "no-demod", "to-rgb", "convolve", "valid", "tanh"])
+def test_implicit_gemm(case, dtype, impl):
+    if impl != "triton":
+        pytest.skip("forced by name, once")
+    shape = (2, 3, 4) if dtype == torch.float64 else (2, 32, 48)
+    inputs, args = build(case, channels_last=True, shape=shape, size=(9, 15))
+    inputs = {k: t.detach() / (17 if k == "weight" and dtype != torch.float64 else 1) for k, t in inputs.items()}
+    gemm = lambda **t: modulated_conv2d(**t, **args, impl="triton_gemm")  # noqa: E731
+    if dtype == torch.float64:
+        inputs = {k: t.requires_grad_() for k, t in inputs.items()}
+        return assert_same_derivatives(gemm, lambda **t: truth(**t, **args), inputs)
+    inputs["x"] = inputs["x"].contiguous(memory_format=torch.channels_last)
+    kinks = [0] if args.get("act") == "lrelu" else []
+    kinks += [args["clamp"]] if "clamp" in args else []
+    assert_half_error(gemm, lambda **t: truth(**t, **args), inputs, dtype, kinks)
+
+
 # -- a chain of layers: noise strength, styles applied by the layer before, styles of the layer after ------------------
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gankern.ops.conv2d import conv2d_backward, library_conv2d
-from gankern.ops.modulated_conv2d import kernels
+from gankern.ops.modulated_conv2d import gemm, kernels
 from gankern.ops.modulated_conv2d.layer import Layer, Tensors, gradients
 from gankern.ops.upfirdn2d import upfirdn2d, upfirdn2d_adjoint
 
@@ -79,6 +79,8 @@ def _matrix_backward(dt: Tensor, t: Tensors, needs: list[bool]) -> list[Tensor |
 
 def forward(t: Tensors, layer: Layer) -> tuple[Tensor, Tensor]:
     """(y, y · next_styles); an empty tensor for the one that isn't asked for."""
+    if gemm.serves(t, layer):
+        return gemm.forward(t, layer)
     if _per_sample(t, layer):
         u = _matrix_forward(t)
     else:

@@ -34,13 +34,13 @@ from gankern.ops._triton import (
 )
 
 CONFIGS["layer_forward"] = (
-    {"TILE": 4096, "num_warps": 4},
+    {"TILE": 4096, "num_warps": 8},
     {"TILE": 2048, "num_warps": 4},
-    {"TILE": 8192, "num_warps": 8},
+    {"TILE": 4096, "num_warps": 4},
 )
-CONFIGS["layer_backward"] = (
-    {"TILE": 4096, "num_warps": 8, "WAVES": 8},
-    {"TILE": 2048, "num_warps": 4, "WAVES": 8},
+CONFIGS["layer_backward"] = (  # four running sums a value: few values a thread keep the registers within two blocks
+    {"TILE": 2048, "num_warps": 8, "WAVES": 4},
+    {"TILE": 1024, "num_warps": 4, "WAVES": 8},
     {"TILE": 2048, "num_warps": 4, "WAVES": 4},
 )
 
@@ -59,38 +59,31 @@ class Operands:
 
 
 @triton.jit
-def _place(first_row, first_col, n, pixels, channels, NHWC: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr):
-    """(offsets, mask, channel numbers, pixel numbers) of a tile of image n."""
-    rows = pixels if NHWC else channels
-    cols = channels if NHWC else pixels
-    r = first_row + tl.arange(0, BM)
-    c = first_col + tl.arange(0, BK)
-    offsets = n * pixels * channels + r.to(tl.int64)[:, None] * cols + c[None, :]
-    mask = (r < rows)[:, None] & (c < cols)[None, :]
-    return offsets, mask, c if NHWC else r, r if NHWC else c
+def _place(ch, px, n, pixels, channels, NHWC: tl.constexpr):
+    """(offsets, mask) of the tile of these channels and pixels in image n."""
+    image = n * pixels * channels
+    if NHWC:
+        return image + px.to(tl.int64)[:, None] * channels + ch[None, :], (px < pixels)[:, None] & (ch < channels)[
+            None, :
+        ]
+    else:
+        return image + ch.to(tl.int64)[:, None] * pixels + px[None, :], (ch < channels)[:, None] & (px < pixels)[
+            None, :
+        ]
 
 
 @triton.jit
-def _by_channel(values, NHWC: tl.constexpr):
-    return values[None, :] if NHWC else values[:, None]
+def _of_channels(values, ch, channels, NHWC: tl.constexpr, ACC: tl.constexpr):
+    """One number a channel, broadcastable to the tile."""
+    loaded = tl.load(values + ch, mask=ch < channels, other=0.0).to(ACC)
+    return loaded[None, :] if NHWC else loaded[:, None]
 
 
 @triton.jit
-def _by_pixel(values, NHWC: tl.constexpr):
-    return values[:, None] if NHWC else values[None, :]
-
-
-@triton.jit
-def _added(noise, strength, bias, n, ch, px, pixels, channels, noise_step, HAS: tl.constexpr, NHWC, ACC):
-    """(strength · noise + bias, noise) of a tile, broadcastable to it; HAS names what there is."""
-    total = tl.zeros([1, 1], ACC)
-    eta = tl.zeros([1, 1], ACC)
-    if HAS[1]:
-        eta = _by_pixel(tl.load(noise + n * noise_step + px, mask=px < pixels, other=0.0).to(ACC), NHWC)
-        total = total + (eta * tl.load(strength).to(ACC) if HAS[2] else eta)
-    if HAS[3]:
-        total = total + _by_channel(tl.load(bias + ch, mask=ch < channels, other=0.0).to(ACC), NHWC)
-    return total, eta
+def _of_pixels(values, px, pixels, NHWC: tl.constexpr, ACC: tl.constexpr):
+    """One number a pixel, broadcastable to the tile."""
+    loaded = tl.load(values + px, mask=px < pixels, other=0.0).to(ACC)
+    return loaded[:, None] if NHWC else loaded[None, :]
 
 
 @triton.jit
@@ -111,23 +104,30 @@ def _forward(
     WRITES: tl.constexpr,
     NHWC: tl.constexpr,
     ACC: tl.constexpr,
-    BM: tl.constexpr,
-    BK: tl.constexpr,
+    BC: tl.constexpr,
+    BP: tl.constexpr,
 ):
-    across = tl.cdiv(channels if NHWC else pixels, BK)
+    """HAS: whether there is d, noise, strength, bias. WRITES: v, v · s⁺."""
+    blocks = tl.cdiv(channels, BC)
     pid, n = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    offsets, mask, ch, px = _place((pid // across) * BM, (pid % across) * BK, n, pixels, channels, NHWC, BM, BK)
+    # neighbours in the grid are neighbours in memory
+    tiles = tl.cdiv(pixels, BP)
+    ch = (pid % blocks if NHWC else pid // tiles) * BC + tl.arange(0, BC)
+    px = (pid // blocks if NHWC else pid % tiles) * BP + tl.arange(0, BP)
+    offsets, mask = _place(ch, px, n, pixels, channels, NHWC)
     u = tl.load(t + offsets, mask=mask, other=0.0).to(ACC)
     if HAS[0]:
-        u *= _by_channel(tl.load(d + n * channels + ch, mask=ch < channels, other=0.0).to(ACC), NHWC)
-    if HAS[1] or HAS[3]:
-        u += _added(noise, strength, bias, n, ch, px, pixels, channels, noise_step, HAS, NHWC, ACC)[0]
+        u *= _of_channels(d + n * channels, ch, channels, NHWC, ACC)
+    if HAS[1]:
+        eta = _of_pixels(noise + n * noise_step, px, pixels, NHWC, ACC)
+        u += eta * tl.load(strength).to(ACC) if HAS[2] else eta
+    if HAS[3]:
+        u += _of_channels(bias, ch, channels, NHWC, ACC)
     v = clamped(activate(u, ACT[0], ACT[1]) * ACT[2], ACT[3])
     if WRITES[0]:
         tl.store(y + offsets, v, mask=mask)
     if WRITES[1]:
-        s = tl.load(next_styles + n * channels + ch, mask=ch < channels, other=0.0).to(ACC)
-        tl.store(ys + offsets, v * _by_channel(s, NHWC), mask=mask)
+        tl.store(ys + offsets, v * _of_channels(next_styles + n * channels, ch, channels, NHWC, ACC), mask=mask)
 
 
 @triton.jit
@@ -151,59 +151,68 @@ def _backward(
     SUMS: tl.constexpr,
     NHWC: tl.constexpr,
     ACC: tl.constexpr,
-    BM: tl.constexpr,
-    BK: tl.constexpr,
+    BC: tl.constexpr,
+    BP: tl.constexpr,
 ):
     """READS: whether there is dy, dys, and whether `saved` is v · s⁺. SUMS: which of the four sums are wanted.
 
     Program (j, i, n) takes the channels of block j and every tile i + k·programs of image n's pixels.
     """
-    j, i, n = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    many = tl.num_programs(1)
-    sum_g, sum_gn = tl.zeros([BM, BK], ACC), tl.zeros([BM, BK], ACC)
-    sum_gt, sum_s = tl.zeros([BM, BK], ACC), tl.zeros([BM, BK], ACC)
-    for tile in range(i, tl.cdiv(pixels, BM if NHWC else BK), many):
-        first_row, first_col = (tile * BM, j * BK) if NHWC else (j * BM, tile * BK)
-        offsets, mask, ch, px = _place(first_row, first_col, n, pixels, channels, NHWC, BM, BK)
+    i, n, many = tl.program_id(1), tl.program_id(2).to(tl.int64), tl.num_programs(1)
+    ch = tl.program_id(0) * BC + tl.arange(0, BC)
+    zero = tl.full([], 0.0, ACC)
+    tile: tl.constexpr = [BP, BC] if NHWC else [BC, BP]
+    sum_g, sum_gn, sum_gt, sum_s = tl.zeros(tile, ACC), tl.zeros(tile, ACC), tl.zeros(tile, ACC), tl.zeros(tile, ACC)
+    if HAS[0]:
+        scale = _of_channels(d + n * channels, ch, channels, NHWC, ACC)
+    if HAS[2]:
+        amount = tl.load(strength).to(ACC)
+    if HAS[3]:
+        b = _of_channels(bias, ch, channels, NHWC, ACC)
+    if READS[1]:
+        s = _of_channels(next_styles + n * channels, ch, channels, NHWC, ACC)
+    for step in range(i, tl.cdiv(pixels, BP), many):
+        px = step * BP + tl.arange(0, BP)
+        offsets, mask = _place(ch, px, n, pixels, channels, NHWC)
         v = tl.load(saved + offsets, mask=mask, other=0.0).to(ACC)
-        g = tl.zeros([BM, BK], ACC)
-        if READS[0]:
-            g += tl.load(dy + offsets, mask=mask, other=0.0).to(ACC)
+        g = tl.load(dy + offsets, mask=mask, other=0.0).to(ACC) if READS[0] else tl.zeros(tile, ACC)
         if READS[1]:
-            s = tl.load(next_styles + n * channels + ch, mask=ch < channels, other=0.0).to(ACC)
-            s = _by_channel(s, NHWC)
             if READS[2]:
                 # where the style is zero nothing reaches v, and nothing tells what it was
-                v = tl.where(s == tl.full([], 0.0, ACC), tl.full([], 0.0, ACC), v / s)
+                v = tl.where(s == zero, zero, v / s)
             styled = tl.load(dys + offsets, mask=mask, other=0.0).to(ACC)
             g += styled * s
             if SUMS[3]:
                 sum_s += styled * v
         rate = slope(v, ACT[0], ACT[1]) * ACT[2]
-        g = tl.where(unclamped(v, ACT[3]), g * rate, tl.full([], 0.0, ACC))
-        added, eta = _added(noise, strength, bias, n, ch, px, pixels, channels, noise_step, HAS, NHWC, ACC)
+        g = tl.where(unclamped(v, ACT[3]), g * rate, zero)
         if SUMS[0]:
             sum_g += g
+        if HAS[1] and (SUMS[1] or SUMS[2]):
+            eta = _of_pixels(noise + n * noise_step, px, pixels, NHWC, ACC)
         if SUMS[1]:
             sum_gn += g * eta
         if SUMS[2]:
-            # masked: out of the image p is 0 and what was added isn't
-            sum_gt += tl.where(mask, g * (v / rate - added), tl.full([], 0.0, ACC))
+            p = v / rate
+            if HAS[1]:
+                p -= eta * amount if HAS[2] else eta
+            if HAS[3]:
+                p -= b
+            sum_gt += tl.where(mask, g * p, zero)
         if HAS[0]:
-            g *= _by_channel(tl.load(d + n * channels + ch, mask=ch < channels, other=0.0).to(ACC), NHWC)
+            g *= scale
         tl.store(dt + offsets, g, mask=mask)
-    ch = j * (BK if NHWC else BM) + tl.arange(0, BK if NHWC else BM)
     row = (n * many + i) * channels + ch
-    step = tl.num_programs(2).to(tl.int64) * many * channels
+    part = tl.num_programs(2).to(tl.int64) * many * channels
     axis: tl.constexpr = 0 if NHWC else 1
     if SUMS[0]:
         tl.store(partial + row, tl.sum(sum_g, axis), mask=ch < channels)
     if SUMS[1]:
-        tl.store(partial + step + row, tl.sum(sum_gn, axis), mask=ch < channels)
+        tl.store(partial + part + row, tl.sum(sum_gn, axis), mask=ch < channels)
     if SUMS[2]:
-        tl.store(partial + 2 * step + row, tl.sum(sum_gt, axis), mask=ch < channels)
+        tl.store(partial + 2 * part + row, tl.sum(sum_gt, axis), mask=ch < channels)
     if SUMS[3]:
-        tl.store(partial + 3 * step + row, tl.sum(sum_s, axis), mask=ch < channels)
+        tl.store(partial + 3 * part + row, tl.sum(sum_s, axis), mask=ch < channels)
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------
@@ -224,16 +233,18 @@ def _plan(kernel: str, t: Tensor, o: Operands):
     key = f"{str(t.dtype).removeprefix('torch.')} {'nhwc' if nhwc else 'nchw'} {size_class(channels)}"
     key += f" {size_class(h * w)}"
     settings = config(kernel, key, t)
-    bk = min(pow2(channels if nhwc else h * w), settings["TILE"])
-    # no more rows than there are: small images would leave most of a tile empty
-    bm = max(min(settings["TILE"] // bk, pow2(h * w if nhwc else channels)), 1)
+    # the contiguous dimension first; then no more than there is, since small images would leave most of a tile empty
+    first, second = (channels, h * w) if nhwc else (h * w, channels)
+    first = min(pow2(first), settings["TILE"])
+    second = min(pow2(second), max(settings["TILE"] // first, 1))
     noise = flat_noise(o.noise, t)
     pointers = tuple(t if p is None else p.contiguous() for p in (o.d, noise, o.strength, o.bias, o.next_styles))
     numbers = (h * w, channels, h * w if noise is not None and noise.shape[0] == n and n > 1 else 0)
     has = (o.d is not None, noise is not None, o.strength is not None, o.bias is not None)
     act, alpha, gain, clamp = o.act
     constants = {"ACT": (act, alpha, gain, as_held(clamp, t.dtype)), "HAS": has, "NHWC": nhwc}
-    constants |= {"ACC": accumulator(t.dtype), "BM": bm, "BK": bk}
+    constants |= {"ACC": accumulator(t.dtype)}
+    constants |= {"BC": first, "BP": second} if nhwc else {"BC": second, "BP": first}
     return key, settings, pointers, numbers, constants
 
 
@@ -245,8 +256,7 @@ def forward(t: Tensor, o: Operands, plain: bool = True) -> tuple[Tensor, Tensor]
     ys = torch.empty_like(t) if styled else t.new_empty(0)
     if _impl.launching() and t.numel():
         key, settings, pointers, numbers, constants = _plan("layer_forward", t, o)
-        rows, cols = numbers[:2] if constants["NHWC"] else numbers[1::-1]
-        grid = (cdiv(rows, constants["BM"]) * cdiv(cols, constants["BK"]), t.shape[0])
+        grid = (cdiv(numbers[0], constants["BP"]) * cdiv(numbers[1], constants["BC"]), t.shape[0])
         args = (t, *pointers, y, ys, *numbers)
         launch(_forward, "layer_forward", key, grid, args, constants | {"WRITES": (plain, styled)}, settings)
     return y, ys
@@ -273,8 +283,7 @@ def backward(
     if saved.numel() == 0:
         return dt, totals.zero_()
     key, settings, pointers, numbers, constants = _plan("layer_backward", saved, o)
-    nhwc, bm, bk = (constants[k] for k in ("NHWC", "BM", "BK"))
-    blocks, tiles = cdiv(channels, bk if nhwc else bm), cdiv(numbers[0], bm if nhwc else bk)
+    blocks, tiles = cdiv(channels, constants["BC"]), cdiv(numbers[0], constants["BP"])
     many = max(1, min(tiles, cdiv(programs(saved, settings["WAVES"]), blocks * n)))
     partial = torch.empty([4, n, many, channels], dtype=dtype, device=saved.device)
     constants |= {"READS": (dy is not None, dys is not None, v is None), "SUMS": sums}
