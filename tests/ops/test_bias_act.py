@@ -87,6 +87,18 @@ def test_parity(act, clamp, bias, shape, dim):
     assert_same_derivatives(lambda **t: bias_act(**t, **args), lambda **t: truth(**t, **args), inputs, 1e-12)
 
 
+@ACTS
+@CLAMPS
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
+def test_residual(act, clamp, bias):
+    inputs = {"x": rand(2, 3, 5, 4, grad=True), "residual": rand(2, 3, 5, 4, seed=2, grad=True)}
+    inputs |= {"bias": rand(3, seed=3, grad=True)} if bias else {}
+    args = {"act": act, "clamp": clamp}
+    assert_same_derivatives(
+        lambda **t: bias_act(**t, **args), lambda residual, **t: truth(**t, **args) + residual, inputs, 1e-12
+    )
+
+
 @pytest.mark.parametrize("act", ["linear", "relu", "lrelu", "tanh", "swish"])
 @pytest.mark.parametrize("gain", [0.0, -1.3], ids=["gain0", "negative"])
 @pytest.mark.parametrize("alpha", [0.0, 0.01, 1.5], ids="alpha{}".format)
@@ -164,6 +176,7 @@ def test_keeps_the_memory_format(act, channels_last):
         ({"bias": torch.zeros(3, 1)}, r"bias has shape \(3, 1\), expected \(3,\)"),
         ({"bias": torch.zeros(3, dtype=torch.float64)}, r"bias is torch.float64.*expected x's torch.float32"),
         ({"bias": torch.zeros(3, device="meta")}, r"bias is .*meta, expected x's"),
+        ({"residual": torch.zeros(2, 3, 4, 5)}, r"residual is torch.float32 of shape \(2, 3, 4, 5\).*expected x's"),
         ({"bias": torch.zeros(3), "dim": 4}, r"dim=4, expected a dimension of x"),
         ({"x": torch.zeros(2, 3, dtype=torch.int64)}, r"x has dtype torch.int64, expected"),
     ],

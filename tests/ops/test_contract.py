@@ -17,6 +17,10 @@ CALLS = {
     "bias_act": (lambda x, b: ops.bias_act(x, b, act="lrelu", clamp=0.7), [(4, 6, 5, 3), (6,)]),
     "bias_act-linear": (lambda x, b: ops.bias_act(x, b), [(4, 6, 5, 3), (6,)]),
     "bias_act-swish": (lambda x, b: ops.bias_act(x, b, act="swish"), [(4, 6, 5, 3), (6,)]),
+    "bias_act-residual": (
+        lambda x, b, r: ops.bias_act(x, b, act="lrelu", clamp=0.7, residual=r),
+        [(4, 6, 5, 3), (6,), (4, 6, 5, 3)],
+    ),
     "pixel_norm": (lambda x: ops.pixel_norm(x), [(4, 6, 5, 3)]),
     "minibatch_stddev": (lambda x: ops.minibatch_stddev(x, 2, 3), [(4, 6, 5, 3)]),
     "upfirdn2d-up": (lambda x: ops.upsample2d(x, setup_filter([1, 3, 3, 1], device=x.device)), [(4, 6, 5, 3)]),
@@ -57,8 +61,8 @@ def first_order(fn, inputs, dy=None):
 
 X, Y, W, S, B = (4, 6, 5, 3), (4, 8, 10, 6), (8, 6, 3, 3), (4, 6), (8,)
 REGISTERED = {
-    "bias_act": [X, (6,), 1, "lrelu", 0.2, 1.4, 0.7, "reference"],
-    "bias_act-swish": [X, (6,), 1, "swish", 0.0, 1.4, -1.0, "reference"],
+    "bias_act": [X, (6,), X, 1, "lrelu", 0.2, 1.4, 0.7, "reference"],
+    "bias_act-swish": [X, (6,), None, 1, "swish", 0.0, 1.4, -1.0, "reference"],
     "bias_act_backward": [X, None, None, X, True, 1, "tanh", 0.0, 1.0, 0.7, "reference"],
     "bias_act_backward-linear": [X, None, None, None, True, 1, "linear", 0.0, 1.4, -1.0, "reference"],
     "bias_act_backward-swish": [X, X, (6,), None, True, 1, "swish", 0.0, 1.4, -1.0, "reference"],

@@ -65,6 +65,7 @@ def _bias_of(bias, r, c, rows, cols, channels, BY_ROW: tl.constexpr):
 def _forward(
     x,
     bias,
+    residual,
     y,
     rows,
     cols,
@@ -74,6 +75,7 @@ def _forward(
     GAIN: tl.constexpr,
     CLAMP: tl.constexpr,
     BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
     BY_ROW: tl.constexpr,
     ACC: tl.constexpr,
     BM: tl.constexpr,
@@ -86,24 +88,25 @@ def _forward(
     if BIAS:
         u += _bias_of(bias, r, c, rows, cols, channels, BY_ROW).to(ACC)
     v = clamped(activate(u, ACT, ALPHA) * GAIN, CLAMP)
+    if RESIDUAL:
+        v += tl.load(residual + offsets, mask=mask, other=0.0).to(ACC)
     tl.store(y + offsets, v, mask=mask)
 
 
 @triton.jit
 def _argument(ref, bias, offsets, mask, r, c, rows, cols, channels, SPEC: tl.constexpr, ACC: tl.constexpr):
-    """(what the slope is written in, where the clamp lets the gradient through), from the saved x or y."""
+    """(what the slope is written in, where the clamp lets the gradient through), from the saved x or y. SPEC: act,
+    alpha, gain, clamp, whether there is a bias, whether it is the row's, whether x is what was saved."""
     ACT: tl.constexpr = SPEC[0]
-    ALPHA: tl.constexpr = SPEC[1]
     GAIN: tl.constexpr = SPEC[2]
-    CLAMP: tl.constexpr = SPEC[3]
     a = tl.load(ref + offsets, mask=mask, other=0.0).to(ACC)
-    if ACT == "swish":  # the one that keeps x
+    if SPEC[6]:
         if SPEC[4]:
             a += _bias_of(bias, r, c, rows, cols, channels, SPEC[5]).to(ACC)
-        y = activate(a, ACT, ALPHA) * GAIN
-        return a, unclamped(y, CLAMP)
+        activated = activate(a, ACT, SPEC[1])
+        return a if ACT == "swish" else activated, unclamped(activated * GAIN, SPEC[3])
     else:
-        return a / GAIN if GAIN != 0 else a, unclamped(a, CLAMP)
+        return a / GAIN if GAIN != 0 else a, unclamped(a, SPEC[3])
 
 
 @triton.jit
@@ -202,8 +205,9 @@ def _second(
         g = tl.load(dy + offsets, mask=mask, other=0.0).to(ACC)
         a, passes = _argument(ref, bias, offsets, mask, r, c, rows, cols, channels, SPEC, ACC)
         t = v * g * slope_grad(a, SPEC[0])
-        # y = gain · a: the gain of the slope and the 1/gain of a cancel, except where x is kept
-        t = t * SPEC[2] if SPEC[0] == "swish" or SPEC[2] == 0 else t
+        # with respect to y = gain · a the gain of the slope and the 1/gain of a cancel; x has them, and a's own slope
+        t = t * SPEC[2] if SPEC[6] or SPEC[2] == 0 else t
+        t = t * slope(a, SPEC[0], SPEC[1]) if SPEC[6] and SPEC[0] != "swish" else t
         t = tl.where(passes & mask, t, 0.0)
         tl.store(grad_dy + offsets, tl.where(passes, v * slope(a, SPEC[0], SPEC[1]) * SPEC[2], 0.0), mask=mask)
         tl.store(grad_ref + offsets, t, mask=mask)
@@ -261,9 +265,19 @@ def _summed(partial: Tensor, channels: int, by_row: bool, dtype: torch.dtype) ->
     return partial.sum(0).to(dtype)
 
 
-def forward(x: Tensor, bias: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float) -> Tensor:
+def forward(
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dim: int,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float,
+) -> Tensor:
     """y in x's dtype and memory format."""
     x = dense(x)
+    residual = None if residual is None else dense_like(residual, x)
     y = torch.empty_like(x)
     if not _impl.launching():
         return y
@@ -273,7 +287,8 @@ def forward(x: Tensor, bias: Tensor | None, dim: int, act: str, alpha: float, ga
     bm, bk = _blocks(cols, settings["TILE"])
     constants = {"ACT": act, "ALPHA": alpha, "GAIN": gain, "CLAMP": as_held(clamp, x.dtype), "BIAS": bias is not None}
     constants |= _constants(x, by_row, bm, bk)
-    args = (x, x if bias is None else bias.contiguous(), y, rows, cols, channels)
+    constants["RESIDUAL"] = residual is not None
+    args = (x, x if bias is None else bias.contiguous(), x if residual is None else residual, y, rows, cols, channels)
     grid = (cdiv(rows, bm) * cdiv(cols, bk),)
     launch(_forward, "bias_act_forward", key, grid, args, constants, settings)
     return y
@@ -306,7 +321,10 @@ def backward(
     bm, bk = _blocks(cols, settings["TILE"])
     across, many = _programs(dy, rows, cols, bm, bk, by_row, settings if bias_grad else None)
     partial = db if not bias_grad else _partial(dy, rows, cols, many, by_row)
-    constants = {"SPEC": (act, alpha, gain, as_held(clamp, dy.dtype), bias is not None, by_row), "REF": ref is not None}
+    constants = {
+        "SPEC": (act, alpha, gain, as_held(clamp, dy.dtype), bias is not None, by_row, y is None),
+        "REF": ref is not None,
+    }
     constants |= {"DDB": ddb is not None, "BIAS_GRAD": bias_grad} | _constants(dy, by_row, bm, bk)
     args = (dy, dy if ddb is None else ddb.contiguous(), dy if ref is None else ref)
     args += (dy if bias is None else bias.contiguous(), dx, partial, rows, cols, channels)
@@ -334,7 +352,7 @@ def second(
     ref = dense(x if y is None else y)
     ddx, dy = dense_like(ddx, ref), dense_like(dy, ref)
     grad_dy, grad_ref = torch.empty_like(ref), torch.empty_like(ref)
-    bias_grad = act == "swish" and bias is not None
+    bias_grad = y is None and bias is not None
     grad_bias = dy.new_empty(dy.shape[dim] if bias_grad else 0)
     if _impl.launching():
         rows, cols, channels, by_row = _matrix(ref, dim)
@@ -343,12 +361,12 @@ def second(
         bm, bk = _blocks(cols, settings["TILE"])
         across, many = _programs(ref, rows, cols, bm, bk, by_row, settings if bias_grad else None)
         partial = grad_bias if not bias_grad else _partial(ref, rows, cols, many, by_row)
-        constants = {"SPEC": (act, alpha, gain, as_held(clamp, dy.dtype), bias is not None, by_row)}
+        constants = {"SPEC": (act, alpha, gain, as_held(clamp, dy.dtype), bias is not None, by_row, y is None)}
         constants |= {"DDB": ddb is not None, "BIAS_GRAD": bias_grad} | _constants(ref, by_row, bm, bk)
         args = (ddx, ref if ddb is None else ddb.contiguous(), dy, ref, ref if bias is None else bias.contiguous())
         args += (grad_dy, grad_ref, partial, rows, cols, channels)
         launch(_second, "bias_act_second", key, (across, many), args, constants, settings)
         grad_bias = _summed(partial, channels, by_row, dy.dtype) if bias_grad else grad_bias
-    if act == "swish":
+    if y is None:
         return grad_dy, grad_ref, grad_bias, none
     return grad_dy, none, grad_bias, grad_ref

@@ -1,12 +1,13 @@
 """Bias, activation, gain and clamp in one operator.
 
-    y = clamp(gain · act(x + b), ±clamp)
+    y = clamp(gain · act(x + b), ±clamp) [+ residual]
 
     dx = dy · gain · act'(x + b) · [|y| < clamp]        db = Σ dx over every dim but the bias's
 
 The gradient is written in terms of y, so only y is kept for backward (leaky ReLU and the like invert: the sign of y is
-the sign of x + b); swish alone keeps x. First and second order. Karras et al. 2020, "Analyzing and Improving the Image
-Quality of StyleGAN" (arXiv:1912.04958); the activations are the field's usual ones.
+the sign of x + b); swish keeps x, and so does every activation with a residual, which hides y. First and second order.
+Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" (arXiv:1912.04958); the activations are the
+field's usual ones.
 """
 
 import math
@@ -105,32 +106,43 @@ def bias_act_reference(
 
 def _argument_and_mask(x, bias, y, dim, act, alpha, gain, clamp) -> tuple[Tensor, Tensor | None]:
     """What `act`'s derivatives are written in, in at least float32, and where the clamp lets the gradient through
-    (None: everywhere), which y tells in its own dtype: there the clamped values are the rounded clamp."""
-    if ACTIVATIONS[act].needs_x:
-        argument = _wide(x) if bias is None else _wide(x) + _along(_wide(bias), dim, x.ndim)
-        y = ACTIVATIONS[act].f(argument, alpha) * gain if clamp >= 0 else None
-    else:
+    (None: everywhere). y tells that in its own dtype: there the clamped values are the rounded clamp."""
+    if y is not None:
         argument = _wide(y) / gain if gain != 0 else _wide(y)
-    return argument, y.abs() < clamp if clamp >= 0 else None
+        return argument, y.abs() < clamp if clamp >= 0 else None
+    u = _wide(x) if bias is None else _wide(x) + _along(_wide(bias), dim, x.ndim)
+    a = ACTIVATIONS[act].f(u, alpha)
+    return u if ACTIVATIONS[act].needs_x else a, (a * gain).abs() < clamp if clamp >= 0 else None
 
 
 # -- registration -----------------------------------------------------------------------------------------------------
 
 
 def _forward_impl(
-    x: Tensor, bias: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float, impl: str
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dim: int,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float,
+    impl: str,
 ) -> Tensor:
     if impl == "triton":
         from gankern.ops.bias_act import kernels
 
-        return kernels.forward(x, bias, dim, act, alpha, gain, clamp)
+        return kernels.forward(x, bias, residual, dim, act, alpha, gain, clamp)
     if bias is None or act not in ("relu", "lrelu") or gain <= 0:
         wide_bias = None if bias is None else _wide(bias)
-        return bias_act_reference(_wide(x), wide_bias, dim, act, alpha, gain, clamp).to(x.dtype)
-    # relu and lrelu are positively homogeneous: the gain folds into the sum and saves the CPU a pass
-    y = torch.add(_along(_wide(bias) * gain, dim, x.ndim), _wide(x), alpha=gain)
-    y = F.relu_(y) if act == "relu" else F.leaky_relu_(y, alpha)
-    return (y.clamp_(-clamp, clamp) if clamp >= 0 else y).to(x.dtype)
+        y = bias_act_reference(_wide(x), wide_bias, dim, act, alpha, gain, clamp)
+    else:
+        # relu and lrelu are positively homogeneous: the gain folds into the sum and saves the CPU a pass
+        y = torch.add(_along(_wide(bias) * gain, dim, x.ndim), _wide(x), alpha=gain)
+        y = F.relu_(y) if act == "relu" else F.leaky_relu_(y, alpha)
+        y = y.clamp_(-clamp, clamp) if clamp >= 0 else y
+    y = y if residual is None else y.add_(residual) if y is not x else y + residual
+    return y.to(x.dtype, copy=y is x)
 
 
 def _backward_impl(
@@ -153,7 +165,7 @@ def _backward_impl(
         return kernels.backward(dy, x, bias, y, bias_grad, dim, act, alpha, gain, clamp)
     if y is None and x is None:
         dx = _wide(dy) * gain
-    elif act in ("relu", "lrelu") and clamp < 0 and gain > 0:
+    elif act in ("relu", "lrelu") and clamp < 0 and gain > 0 and y is not None:
         dx = torch.ops.aten.leaky_relu_backward(_wide(dy), _wide(y), alpha, True).mul_(gain)
     else:
         argument, mask = _argument_and_mask(x, bias, y, dim, act, alpha, gain, clamp)
@@ -168,17 +180,20 @@ bias_act_backward = _impl.register("bias_act_backward", _backward_impl)
 
 
 def _save_forward(ctx, inputs, output):
-    x, bias, *ctx.args = inputs
+    x, bias, residual, *ctx.args = inputs
     _, act, _, _, clamp, _ = ctx.args
-    needs_x = ACTIVATIONS[act].needs_x
-    needs_y = not needs_x and (act != "linear" or clamp >= 0)
-    ctx.save_for_backward(x if needs_x else None, bias if needs_x else None, output if needs_y else None)
+    needed = act != "linear" or clamp >= 0
+    needs_x = needed and (ACTIVATIONS[act].needs_x or residual is not None)
+    kept = (x, bias, None) if needs_x else (None, None, output if needed else None)
+    ctx.save_for_backward(*kept)
 
 
 def _backward(ctx, dy):
     needs_bias = ctx.needs_input_grad[1] and weight_gradients_wanted()
-    dx, db = bias_act_backward(dy, *ctx.saved_tensors, needs_bias, *ctx.args)
-    return dx, db if needs_bias else None, *[None] * 6
+    dx = db = None
+    if ctx.needs_input_grad[0] or needs_bias:
+        dx, db = bias_act_backward(dy, *ctx.saved_tensors, needs_bias, *ctx.args)
+    return dx, db if needs_bias else None, dy if ctx.needs_input_grad[2] else None, *[None] * 6
 
 
 _bias_act.register_autograd(_backward, setup_context=_save_forward)
@@ -201,8 +216,9 @@ def _second_formulas(ddx, ddb, dy, x, bias, y, dim, act, alpha, gain, clamp, imp
     argument, mask = _argument_and_mask(x, bias, y, dim, act, alpha, gain, clamp)
     t = _wide(v) * _wide(dy) * spec.slope_grad(argument)
     t = t if mask is None else t * mask
-    if not spec.needs_x:
+    if y is not None:
         return grad_dy, None, None, t.to(y.dtype) if gain != 0 else torch.zeros_like(y)
+    t = t if spec.needs_x else t * spec.slope(argument, alpha)
     grad_bias = _sum_to_bias(t * gain, dim).to(x.dtype) if bias is not None else None
     return grad_dy, (t * gain).to(x.dtype), grad_bias, None
 
@@ -240,14 +256,8 @@ def _double_backward(ctx, ddx, ddb):
         gradients = _second_formulas(ddx, ddb, dy, x, bias, y, *ctx.args, need_dy=ctx.needs_input_grad[0])
     else:
         gradients = bias_act_second(ddx, ddb, dy, x, bias, y, *ctx.args)
-        spec = ACTIVATIONS[ctx.args[1]]
-        curved = spec.slope_grad is not None
-        there = (
-            True,
-            curved and spec.needs_x,
-            curved and spec.needs_x and bias is not None,
-            curved and not spec.needs_x,
-        )
+        curved = ACTIVATIONS[ctx.args[1]].slope_grad is not None
+        there = (True, curved and y is None, curved and y is None and bias is not None, curved and y is not None)
         gradients = [t if have else None for t, have in zip(gradients, there, strict=True)]
     return *gradients, *[None] * 7
 
@@ -296,14 +306,15 @@ def bias_act(
     gain: float | None = None,
     clamp: float | None = None,
     *,
+    residual: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """clamp(act(x + bias) · gain, ±clamp), differentiable twice.
+    """clamp(act(x + bias) · gain, ±clamp) [+ residual], differentiable twice.
 
     `x`: any shape, any float dtype; `bias`: `[x.shape[dim]]`, of x's dtype. `act`: linear, relu (gain √2), lrelu
     (alpha 0.2, gain √2), tanh, sigmoid, elu, selu, softplus, swish (gain √2); alpha is lrelu's negative slope, >= 0.
-    None for `alpha`, `gain`: the activation's own; for `clamp`: none.
-    Raises ValueError for an unknown activation, a bias of another size, dtype or device, and a negative alpha or clamp.
+    None for `alpha`, `gain`: the activation's own; for `clamp`: none. `residual`: x's shape and dtype, added last.
+    Raises ValueError for an unknown activation, a bias or residual that doesn't fit x, and a negative alpha or clamp.
     """
     if not x.is_floating_point():
         raise ValueError(f"x has dtype {x.dtype}, expected a floating-point tensor")
@@ -315,4 +326,7 @@ def bias_act(
     else:
         dim = min(1, x.ndim - 1)
     args = activation_args(act, alpha, gain, clamp)
-    return _bias_act(x, bias, dim, *args, _impl.choose("bias_act", impl, x))
+    if residual is not None and (residual.shape, residual.dtype, residual.device) != (x.shape, x.dtype, x.device):
+        found = f"{residual.dtype} of shape {tuple(residual.shape)} on {residual.device}"
+        raise ValueError(f"residual is {found}, expected x's {x.dtype} of shape {tuple(x.shape)} on {x.device}")
+    return _bias_act(x, bias, residual, dim, *args, _impl.choose("bias_act", impl, x))
