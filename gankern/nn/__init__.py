@@ -1,5 +1,16 @@
-"""torch.nn.Module layers over the operators: equalized linear and convolution, modulated convolution, to-RGB."""
+"""torch.nn.Module layers over the operators: equalized linear and convolution, modulated convolution, to-RGB,
+norms."""
 
 from gankern.nn.layers import EqualizedConv2d, EqualizedLinear, ModulatedConv2d, ToRGB
+from gankern.nn.norms import AdaIN, InstanceNorm2d, MinibatchStddev, PixelNorm
 
-__all__ = ["EqualizedConv2d", "EqualizedLinear", "ModulatedConv2d", "ToRGB"]
+__all__ = [
+    "AdaIN",
+    "EqualizedConv2d",
+    "EqualizedLinear",
+    "InstanceNorm2d",
+    "MinibatchStddev",
+    "ModulatedConv2d",
+    "PixelNorm",
+    "ToRGB",
+]

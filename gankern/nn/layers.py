@@ -128,14 +128,15 @@ class ModulatedConv2d(nn.Module):
         noise = None
         if noise_mode == "random":
             shape = [x.shape[0], 1, self.resolution, self.resolution]
-            noise = torch.randn(shape, device=x.device).to(self.noise_strength.dtype) * self.noise_strength
+            noise = torch.randn(shape, device=x.device).to(self.noise_strength.dtype)
         elif noise_mode == "const":
-            noise = self.noise_const * self.noise_strength
+            noise = self.noise_const
         return ops.modulated_conv2d(
             x,
             self.weight,
             self.affine(w),
             noise=noise,
+            noise_strength=None if noise is None else self.noise_strength,
             up=self.up,
             padding=self.weight.shape[-1] // 2,
             resample_filter=self.resample_filter,

@@ -4,6 +4,7 @@ from gankern.ops._gradients import no_weight_gradients
 from gankern.ops._impl import implementations, use_impl
 from gankern.ops.bias_act import bias_act, bias_act_reference, default_gain
 from gankern.ops.conv2d import conv2d, conv2d_resample
+from gankern.ops.instance_norm import instance_norm, instance_norm_reference
 from gankern.ops.minibatch_stddev import minibatch_stddev, minibatch_stddev_reference
 from gankern.ops.modulated_conv2d import demodulation, modulated_conv2d, modulated_conv2d_reference
 from gankern.ops.pixel_norm import pixel_norm, pixel_norm_reference
@@ -18,6 +19,8 @@ __all__ = [
     "demodulation",
     "downsample2d",
     "implementations",
+    "instance_norm",
+    "instance_norm_reference",
     "minibatch_stddev",
     "minibatch_stddev_reference",
     "modulated_conv2d",

@@ -1,6 +1,7 @@
 """Fixtures of the operators' tests: one thread (the tensors are tiny), every implementation, outputs poisoned.
 
-A module that sets `IMPLS` has each of its tests run once for every implementation named there.
+A module that sets `IMPLS` has each of its tests run once for every implementation named there; of the tests named in
+its `INTERPRETED` only the cases listed there run in the interpreter, which is slow.
 """
 
 import pytest
@@ -19,6 +20,17 @@ def _one_thread():
 
 def pytest_generate_tests(metafunc):
     metafunc.parametrize("impl", getattr(metafunc.module, "IMPLS", ["default"]), indirect=True)
+
+
+def pytest_collection_modifyitems(config, items):
+    left_out = []
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        cases = getattr(item.module, "INTERPRETED", {}).get(item.originalname)
+        if params.get("impl", "reference") not in ("reference", "default") and cases is not None:
+            left_out += [] if params["case"] in cases else [item]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,15 @@
 """minibatch_stddev: golden numbers, groups and channels, derivatives, half types, arguments."""
 
+import contextlib
+
 import pytest
 import torch
 from ops_util import assert_close, assert_half_error, assert_same_derivatives, check_gradients, is_format, leaf, rand
 
-from gankern.ops import minibatch_stddev, minibatch_stddev_reference
+from gankern.ops import _impl, minibatch_stddev, minibatch_stddev_reference
+from gankern.ops._triton import CONFIGS, force_config
+
+IMPLS = ("reference", "triton")
 
 
 def truth(x, group_size=4, num_channels=1, eps=1e-8):
@@ -40,10 +45,12 @@ def test_golden(golden_cases):
 
 
 @GROUPS
-def test_gradcheck(n, group_size, num_channels):
+def test_gradcheck(n, group_size, num_channels, impl):
+    if impl != "reference" and n > 4 and group_size:
+        pytest.skip("slow in the interpreter, and test_parity has these groups too")
     x = rand(n, 6, 2, 1, grad=True)
     # a group of one has no deviation: eps keeps the square root's curvature within finite differences
-    check_gradients(lambda x: minibatch_stddev(x, group_size, num_channels, eps=1e-2), x, fast=False)
+    check_gradients(lambda x: minibatch_stddev(x, group_size, num_channels, eps=1e-2), x, fast=impl != "reference")
 
 
 @GROUPS
@@ -73,6 +80,93 @@ def test_keeps_the_memory_format(channels_last):
     (dx,) = torch.autograd.grad(y.sum(), x)
     assert is_format(y, channels_last)
     assert is_format(dx, channels_last)
+
+
+def forced(**settings):
+    """The settings of every kernel that walks over items."""
+    stack = contextlib.ExitStack()
+    for name in ("forward", "backward", "second"):
+        stack.enter_context(force_config(f"minibatch_stddev_{name}", {"num_warps": 1, "WAVES": 1} | settings))
+    return stack
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("alone", [10**6, 0], ids=["alone", "chunks"])
+@pytest.mark.parametrize(("n", "group_size", "num_channels"), [(4, 2, 3), (3, None, 1), (20, None, 1)])
+def test_many_tiles(n, group_size, num_channels, alone, channels_last, impl):
+    """Several tiles a program, chunks whose sums a second launch adds, and groups larger than a tile."""
+    if impl == "reference":
+        pytest.skip("the kernels' tiles")
+    inputs = {"x": rand(n, 6, 2, 3, channels_last=channels_last, grad=True)}
+    args = {"group_size": group_size, "num_channels": num_channels}
+    with forced(TILE=32, ALONE=alone):
+        assert_same_derivatives(lambda x: minibatch_stddev(x, **args), lambda x: truth(x, **args), inputs, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["forward", "backward", "second", "fill"])
+def test_every_setting(name, impl):
+    if impl == "reference":
+        pytest.skip("the kernels' settings")
+    import gankern.ops.minibatch_stddev.kernels  # noqa: F401  (declares the settings)
+
+    inputs = {"x": rand(4, 4, 9, 7, grad=True)}
+    for settings in CONFIGS[f"minibatch_stddev_{name}"]:
+        others = forced(TILE=64, ALONE=0) if name == "fill" else contextlib.nullcontext()
+        with others, force_config(f"minibatch_stddev_{name}", settings):
+            assert_same_derivatives(minibatch_stddev, truth, inputs, 1e-9)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+def test_gradients_of_any_strides(channels_last):
+    x = rand(4, 4, 3, 2, channels_last=channels_last, grad=True)
+    y = minibatch_stddev(x, 2, 2)
+    for dy in (torch.ones((), dtype=y.dtype).expand(y.shape), rand(4, 6, 3, 4)[..., ::2]):
+        got, want = (torch.autograd.grad(y, x, d, create_graph=True)[0] for d in (dy, dy.contiguous()))
+        assert_close(got, want, 1e-12)
+        again, plain = (torch.autograd.grad(g.sum(), x, retain_graph=True)[0] for g in (got, want))
+        assert_close(again, plain, 1e-12)
+
+
+def test_empty_batch():
+    x = rand(0, 4, 3, 3, grad=True)
+    y = minibatch_stddev(x, 2, 2)
+    (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    dx.sum().backward()
+    assert y.shape == (0, 6, 3, 3)
+    assert dx.shape == x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+def test_opcheck_of_second_order(channels_last, impl):
+    v, x = (rand(4, 6, 3, 2, seed=i, dtype=torch.float32, channels_last=channels_last) for i in range(2))
+    dy = rand(4, 8, 3, 2, dtype=torch.float32, channels_last=channels_last)
+    torch.library.opcheck(torch.ops.gankern.minibatch_stddev_second.default, [v, dy, x, 2, 2, 1e-8, impl])
+
+
+@pytest.mark.parametrize("size", [4, 128])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+def test_a_batch_compiles_nothing_anew(size, channels_last, impl):
+    if impl == "reference":
+        pytest.skip("the kernels' arguments")
+
+    def launches(n):
+        x = torch.empty(n, 64, size, size, device="meta")
+        x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+        with _impl.record() as found:
+            y = minibatch_stddev(x.requires_grad_())
+            torch.autograd.grad(y, x, torch.empty_like(y).requires_grad_(), create_graph=True)[0].backward(x.detach())
+        loose = {"groups", "group", "many"}  # not specialised
+        seen = []
+        for la in found:
+            names = [name for name in la.kernel.arg_names if name not in la.constants]
+            numbers = {k: v for k, v in zip(names, la.args, strict=True) if isinstance(v, int) and k not in loose}
+            seen.append((la.name, la.key, la.constants, la.config, numbers))
+        return seen
+
+    fills = ["minibatch_stddev_fill"] * (size > 4)
+    names = ["minibatch_stddev_forward", *fills, "minibatch_stddev_backward", "minibatch_stddev_second", *fills]
+    assert [la[0] for la in launches(8)] == names
+    assert launches(8) == launches(32)
 
 
 @pytest.mark.parametrize(

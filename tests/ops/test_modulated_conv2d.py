@@ -1,5 +1,7 @@
 """modulated_conv2d: golden numbers, parity with a weight for every sample, derivatives, half types, arguments."""
 
+import contextlib
+import importlib
 import math
 
 import pytest
@@ -9,6 +11,7 @@ from ops_util import assert_close, assert_half_error, assert_same_derivatives, c
 from test_bias_act import truth as activate
 
 from gankern.ops import demodulation, modulated_conv2d, modulated_conv2d_reference, setup_filter, upfirdn2d
+from gankern.ops._triton import CONFIGS, force_config
 
 IMPLS = ("reference", "triton")
 FIR = [1, 3, 3, 1]
@@ -43,6 +46,41 @@ CASES = {
     "eps": {"eps": 0.5, "act": "lrelu"},
 }
 EVERY = pytest.mark.parametrize("case", CASES)
+INTERPRETED = {  # the interpreter is slow: the cases that take different ways through the kernels
+    "test_gradcheck": ("full", "to-rgb", "swish"),
+    "test_gradients_with_and_without_a_graph_agree": ("full-up", "no-demod", "to-rgb", "linear-clamp"),
+    "test_half": ("full", "to-rgb", "tanh"),
+    "test_parity": (
+        "plain",
+        "full",
+        "full-up",
+        "clamp-up",
+        "to-rgb",
+        "no-demod",
+        "linear-gain",
+        "lrelu-steep",
+        "gain0",
+    ),
+    "test_keeps_the_memory_format": ("full", "clamp-up", "to-rgb", "tanh", "up-1x1"),
+    "test_chain": ("full", "clamp-up"),
+    "test_parity_of_odd_widths": ("full", "to-rgb"),
+    "test_parity_of_other_filters": ("up-1x1",),
+    "test_reference_is_the_definition": (),
+}
+
+
+@pytest.fixture(autouse=True)
+def few_programs(impl):
+    """Large tiles for the filters: each interpreted program costs a tenth of a second."""
+    if impl != "triton":
+        yield
+        return
+    importlib.import_module("gankern.ops.modulated_conv2d.fused")  # kernels name their settings where they stand
+
+    with contextlib.ExitStack() as stack:
+        for name in ("upfirdn2d", "layer_fir_forward", "layer_fir_backward"):
+            stack.enter_context(force_config(name, CONFIGS[name][0] | {"BYTES": 32768, "ROWS": 4}))
+        yield
 
 
 def truth(x, weight, styles, noise=None, bias=None, *, up=1, padding=0, resample_filter=None, demodulate=True, **rest):
@@ -287,6 +325,13 @@ def test_half(case, dtype):
     inputs = {k: t.detach() / (12 if k == "weight" else 1) for k, t in inputs.items()}
     kinks = [0] if args.get("act") == "lrelu" else [args["clamp"]] if "clamp" in args else []
     assert_half_error(lambda **t: modulated_conv2d(**t, **args), lambda **t: truth(**t, **args), inputs, dtype, kinks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_of_a_small_upsampling_layer(dtype):
+    inputs, args = build("full-up", shape=(2, 5, 4), size=(4, 3))
+    inputs = {k: t.detach() / (7 if k == "weight" else 1) for k, t in inputs.items()}
+    assert_half_error(lambda **t: modulated_conv2d(**t, **args), lambda **t: truth(**t, **args), inputs, dtype, [0])
 
 
 def test_float16_stays_in_range():

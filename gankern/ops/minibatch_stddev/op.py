@@ -73,10 +73,18 @@ def minibatch_stddev_backward_reference(dy: Tensor, x: Tensor, group: int, num_c
 
 
 def _forward_impl(x: Tensor, group: int, num_channels: int, eps: float, impl: str) -> Tensor:
+    if impl == "triton":
+        from gankern.ops.minibatch_stddev import kernels
+
+        return kernels.forward(x, group, num_channels, eps)
     return minibatch_stddev_reference(x, group, num_channels, eps)
 
 
 def _backward_impl(dy: Tensor, x: Tensor, group: int, num_channels: int, eps: float, impl: str) -> Tensor:
+    if impl == "triton":
+        from gankern.ops.minibatch_stddev import kernels
+
+        return kernels.backward(dy, x, group, num_channels, eps)
     return torch.empty_like(x).copy_(minibatch_stddev_backward_reference(dy, x, group, num_channels, eps))
 
 
@@ -84,8 +92,8 @@ _minibatch_stddev = torch.library.custom_op("gankern::minibatch_stddev", _forwar
 _minibatch_stddev_backward = torch.library.custom_op(
     "gankern::minibatch_stddev_backward", _backward_impl, mutates_args=()
 )
-_minibatch_stddev.register_fake(_forward_impl)
-_minibatch_stddev_backward.register_fake(_backward_impl)
+_minibatch_stddev.register_fake(_impl.fake(_forward_impl))
+_minibatch_stddev_backward.register_fake(_impl.fake(_backward_impl))
 
 
 def _save_forward(ctx, inputs, output):
@@ -105,29 +113,50 @@ def _save_backward(ctx, inputs, output):
     ctx.save_for_backward(dy, x)
 
 
-def _double_backward(ctx, v):
-    """Gradients of <dx, v>, with k = 1/(G·c·H·W): to dy's stat channel k·Σ v(x−μ)/σ over the group, spread; to x
-    k·t·[(v − mean v)/σ − (x−μ)·mean(v(x−μ))/σ³], means over the group."""
-    dy, x = ctx.saved_tensors
-    group, num_channels, eps, _ = ctx.args
+def _second_formulas(v, dy, x, group, num_channels, eps, need_x=True) -> tuple[Tensor, Tensor | None]:
+    """Gradients of <dx, v> in differentiable operators, with k = 1/(G·c·H·W): to dy's stat channel k·Σ v(x−μ)/σ over
+    the group, spread; to x k·t·[(v − mean v)/σ − (x−μ)·mean(v(x−μ))/σ³], means over the group."""
     if x.shape[0] == 0:
-        return torch.zeros_like(dy), torch.zeros_like(x), None, None, None, None
+        return torch.zeros_like(dy), torch.zeros_like(x)
     g, sigma = _centred(x, group, num_channels, eps)
     vg = _grouped(v, group, num_channels)
     k = g.shape[1] * g.shape[2] / g.numel()
     stat = k * (vg * g / sigma).sum([0, 3, 4, 5])  # [M, F]
     grad_dy = torch.cat([v, _spread(stat, x, group)], 1)
-    grad_x = None
-    if ctx.needs_input_grad[1]:
-        t = k * _gathered(dy[:, x.shape[1] :], group)[None, :, :, None, None, None]
-        covariance = (vg * g).mean(0, keepdim=True)
-        grad_x = t * ((vg - vg.mean(0, keepdim=True)) / sigma - g * covariance / sigma.pow(3))
-        grad_x = grad_x.reshape(x.shape).to(x.dtype)
-    return grad_dy, grad_x, None, None, None, None
+    if not need_x:
+        return grad_dy, None
+    t = k * _gathered(dy[:, x.shape[1] :], group)[None, :, :, None, None, None]
+    covariance = (vg * g).mean(0, keepdim=True)
+    grad_x = t * ((vg - vg.mean(0, keepdim=True)) / sigma - g * covariance / sigma.pow(3))
+    return grad_dy, grad_x.reshape(x.shape).to(x.dtype)
+
+
+def _second_impl(
+    v: Tensor, dy: Tensor, x: Tensor, group: int, num_channels: int, eps: float, impl: str
+) -> tuple[Tensor, Tensor]:
+    """`_second_formulas` in one pass, once no third order is asked for."""
+    if impl == "triton":
+        from gankern.ops.minibatch_stddev import kernels
+
+        return kernels.second(v, dy, x, group, num_channels, eps)
+    return _second_formulas(v, dy, x, group, num_channels, eps)
+
+
+minibatch_stddev_second = torch.library.custom_op("gankern::minibatch_stddev_second", _second_impl, mutates_args=())
+minibatch_stddev_second.register_fake(_impl.fake(_second_impl))
+
+
+def _double_backward(ctx, v):
+    dy, x = ctx.saved_tensors
+    if ctx.args[-1] == "reference" or torch.is_grad_enabled():
+        gradients = _second_formulas(v, dy, x, *ctx.args[:-1], need_x=ctx.needs_input_grad[1])
+    else:
+        gradients = minibatch_stddev_second(v, dy, x, *ctx.args)
+    return *gradients, None, None, None, None
 
 
 _minibatch_stddev_backward.register_autograd(_double_backward, setup_context=_save_backward)
-_impl.declare("minibatch_stddev", "reference")
+_impl.declare("minibatch_stddev", "triton", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gankern.ops.conv2d import conv2d_backward, library_conv2d
-from gankern.ops.modulated_conv2d import gemm, kernels
+from gankern.ops.modulated_conv2d import fir, gemm, kernels
 from gankern.ops.modulated_conv2d.layer import Layer, Tensors, gradients
 from gankern.ops.upfirdn2d import upfirdn2d, upfirdn2d_adjoint
 
@@ -86,7 +86,10 @@ def forward(t: Tensors, layer: Layer) -> tuple[Tensor, Tensor]:
     else:
         u = library_conv2d(styled(t.x, t.styles), layer.kernel(t.weight, t.x), *layer.conv_args(t.weight))
     if layer.up == 2:
-        u = upfirdn2d(u, t.f, **layer.fir_args(t.weight, t.f), impl=layer.sub_impl)
+        args = layer.fir_args(t.weight, t.f)
+        if _filter_fused(t, layer):
+            return fir.forward(u, t.f, args, _operands(t, layer), layer.plain)
+        u = upfirdn2d(u, t.f, **args, impl=layer.sub_impl)
     nothing_to_do = t.d is None and t.noise is None and t.bias is None and t.next_styles is None
     if nothing_to_do and _linear(layer.activation):
         return u, u.new_empty(0)
@@ -100,13 +103,34 @@ def backward(dy, dys, t: Tensors, y, ys, layer: Layer, needs: list[bool]) -> lis
     need_d, need_noise, need_strength, need_b, need_next = needs[3:]
     sums = (need_b, need_strength, need_d, need_next)
     y = y if layer.plain else None
-    dt, totals = kernels.backward(dy, dys, y, ys, _operands(t, layer), sums)
+    dt, totals, dnoise = _through_pass(dy, dys, y, ys, t, layer, sums, need_noise)
     dd = totals[2] / t.d if need_d else None
     db = totals[0].sum(0).to(t.bias.dtype) if need_b else None
     dstrength = totals[1].sum().to(t.strength.dtype) if need_strength else None
     dnext = totals[3].to(t.next_styles.dtype) if need_next else None
-    dnoise = _noise_gradient(dt, t) if need_noise else None
     return [*_through_convolution(dt, t, layer, needs), dd, dnoise, dstrength, db, dnext]
+
+
+def _filter_fused(t: Tensors, layer: Layer) -> bool:
+    """Whether the filter of an upsampling layer stands in the pass."""
+    if layer.up == 1:
+        return False
+    size = layer.before_fir(t.x, t.weight)
+    return fir.fits(t.f, layer.fir_args(t.weight, t.f), size, layer.out_size(t.x, t.weight))
+
+
+def _through_pass(dy, dys, y, ys, t: Tensors, layer: Layer, sums, need_noise: bool):
+    """The gradient of the convolution's output, the pass's sums, and the noise map's gradient where needed."""
+    operands, dnoise = _operands(t, layer), None
+    args, size = layer.fir_args(t.weight, t.f) if layer.up == 2 else None, layer.before_fir(t.x, t.weight)
+    if _filter_fused(t, layer) and not need_noise:
+        return *fir.backward(dy, dys, y, ys, t.f, args, size, operands, sums), None
+    dt, totals = kernels.backward(dy, dys, y, ys, operands, sums)
+    if need_noise:
+        dnoise = _noise_gradient(dt, t)
+    if layer.up == 2:
+        dt = upfirdn2d_adjoint(dt, t.f, size, **args, impl=layer.sub_impl)
+    return dt, totals, dnoise
 
 
 def _noise_gradient(dt: Tensor, t: Tensors) -> Tensor:
@@ -124,9 +148,6 @@ def _through_convolution(dt: Tensor, t: Tensors, layer: Layer, needs: list[bool]
         return [None, None, None]
     if _per_sample(t, layer):
         return _matrix_backward(dt, t, needs)
-    if layer.up == 2:
-        size = layer.before_fir(t.x, t.weight)
-        dt = upfirdn2d_adjoint(dt, t.f, size, **layer.fir_args(t.weight, t.f), impl=layer.sub_impl)
     xs = styled(t.x, t.styles) if need_w else None
     kernel, needs_conv = layer.kernel(t.weight, t.x), (need_x or need_s, need_w)
     dxs, dkernel = conv2d_backward(dt, xs, kernel, t.x.shape, *layer.conv_args(t.weight), needs=needs_conv)

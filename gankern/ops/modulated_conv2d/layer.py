@@ -81,6 +81,10 @@ class Layer:
         t = conv2d(xs, self.kernel(w, xs), stride, padding, transposed=transposed)
         return t if self.up == 1 else upfirdn2d(t, f, **self.fir_args(w, f), impl=self.sub_impl)
 
+    def out_size(self, x: Tensor, w: Tensor) -> list[int]:
+        """Height and width of the layer's output."""
+        return [n * self.up + 2 * self.padding - w.shape[-1] + 1 for n in x.shape[2:]]
+
     def before_fir(self, x: Tensor, w: Tensor) -> list[int]:
         """Height and width of the convolution's output, where a filter follows."""
         return [2 * (n - 1) + w.shape[-1] for n in x.shape[2:]] if self.transposed(w) else list(x.shape[2:])

@@ -36,17 +36,25 @@ def pixel_norm_backward_reference(dy: Tensor, x: Tensor, dim: int, eps: float) -
 
 
 def _forward_impl(x: Tensor, dim: int, eps: float, impl: str) -> Tensor:
+    if impl == "triton":
+        from gankern.ops.pixel_norm import kernels
+
+        return kernels.forward(x, dim, eps)
     return pixel_norm_reference(x, dim, eps)
 
 
 def _backward_impl(dy: Tensor, x: Tensor, dim: int, eps: float, impl: str) -> Tensor:
+    if impl == "triton":
+        from gankern.ops.pixel_norm import kernels
+
+        return kernels.backward(dy, x, dim, eps)
     return pixel_norm_backward_reference(dy, x, dim, eps)
 
 
 _pixel_norm = torch.library.custom_op("gankern::pixel_norm", _forward_impl, mutates_args=())
 _pixel_norm_backward = torch.library.custom_op("gankern::pixel_norm_backward", _backward_impl, mutates_args=())
-_pixel_norm.register_fake(_forward_impl)
-_pixel_norm_backward.register_fake(_backward_impl)
+_pixel_norm.register_fake(_impl.fake(_forward_impl))
+_pixel_norm_backward.register_fake(_impl.fake(_backward_impl))
 
 
 def _save_forward(ctx, inputs, output):
@@ -66,23 +74,43 @@ def _save_backward(ctx, inputs, output):
     ctx.save_for_backward(dy, x)
 
 
-def _double_backward(ctx, v):
-    """Gradients of <dx, v>; with a = mean(x·v), m = mean(x·dy), q = mean(v·dy):
+def _second_formulas(v: Tensor, dy: Tensor, x: Tensor, dim: int, eps: float, impl: str, need_dy=True, need_x=True):
+    """Gradients of <dx, v> in differentiable operators; with a = mean(x·v), m = mean(x·dy), q = mean(v·dy):
     d/dx = r³·(3·r²·a·m·x − q·x − m·v − a·dy)."""
+    grad_dy = _pixel_norm_backward(v, x, dim, eps, impl) if need_dy else None
+    if not need_x:
+        return grad_dy, None
+    xf, vf, dyf = (t.to(_statistics_dtype(x)) for t in (x, v, dy))
+    r = (xf.square().mean(dim, keepdim=True) + eps).rsqrt()
+    a, m, q = ((s * t).mean(dim, keepdim=True) for s, t in ((xf, vf), (xf, dyf), (vf, dyf)))
+    return grad_dy, (r.pow(3) * (xf * (3 * r.square() * a * m - q) - m * vf - a * dyf)).to(x.dtype)
+
+
+def _second_impl(v: Tensor, dy: Tensor, x: Tensor, dim: int, eps: float, impl: str) -> tuple[Tensor, Tensor]:
+    """`_second_formulas` in one pass, once no third order is asked for."""
+    if impl == "triton":
+        from gankern.ops.pixel_norm import kernels
+
+        return kernels.second(v, dy, x, dim, eps)
+    return _second_formulas(v, dy, x, dim, eps, impl)
+
+
+pixel_norm_second = torch.library.custom_op("gankern::pixel_norm_second", _second_impl, mutates_args=())
+pixel_norm_second.register_fake(_impl.fake(_second_impl))
+
+
+def _double_backward(ctx, v):
     dy, x = ctx.saved_tensors
-    dim, eps, _ = ctx.args
-    grad_dy = _pixel_norm_backward(v, x, *ctx.args) if ctx.needs_input_grad[0] else None
-    grad_x = None
-    if ctx.needs_input_grad[1]:
-        xf, vf, dyf = (t.to(_statistics_dtype(x)) for t in (x, v, dy))
-        r = (xf.square().mean(dim, keepdim=True) + eps).rsqrt()
-        a, m, q = ((s * t).mean(dim, keepdim=True) for s, t in ((xf, vf), (xf, dyf), (vf, dyf)))
-        grad_x = (r.pow(3) * ((3 * r.square() * a * m - q) * xf - m * vf - a * dyf)).to(x.dtype)
-    return grad_dy, grad_x, None, None, None
+    need_dy, need_x = ctx.needs_input_grad[:2]
+    if ctx.args[-1] == "reference" or torch.is_grad_enabled() or not need_x:
+        gradients = _second_formulas(v, dy, x, *ctx.args, need_dy, need_x)
+    else:
+        gradients = pixel_norm_second(v, dy, x, *ctx.args)
+    return *gradients, None, None, None
 
 
 _pixel_norm_backward.register_autograd(_double_backward, setup_context=_save_backward)
-_impl.declare("pixel_norm", "reference")
+_impl.declare("pixel_norm", "triton", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------
 

@@ -149,41 +149,64 @@ def _forward_impl(
     gain: float,
     impl: str,
 ) -> Tensor:
+    if impl == "triton":
+        from gankern.ops.upfirdn2d import kernels
+
+        return kernels.forward(x, f, up, down, padding, flip_filter, gain)
     if x.numel() == 0:
         return upfirdn2d_reference(x, f, tuple(up), tuple(down), tuple(padding), flip_filter, gain).contiguous()
     return _eager(x, f, tuple(up), tuple(down), tuple(padding), flip_filter, gain)
 
 
 _upfirdn2d = torch.library.custom_op("gankern::upfirdn2d", _forward_impl, mutates_args=())
-_upfirdn2d.register_fake(_forward_impl)
+_upfirdn2d.register_fake(_impl.fake(_forward_impl))
 
 
 def _save(ctx, inputs, output):
     x, f, *ctx.args = inputs
     ctx.save_for_backward(f)
     ctx.in_size = x.shape[2:]
+    ctx.format = format_of(x)
 
 
-def _adjoint(dy, f, in_size, up, down, padding, flip_filter, gain, impl) -> Tensor:
-    """The gradient of x [.., *in_size] from that of upfirdn2d(x, f, up, down, padding, ...)."""
+def format_of(x: Tensor) -> torch.memory_format:
+    """The memory format in which gradients of x, and of what keeps its format, are wanted."""
+    cl = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if cl else torch.contiguous_format
+
+
+def adjoint_padding(f: Tensor, in_size: Sequence[int], out_size: Sequence[int], up, down, padding) -> list[int]:
+    """The padding with which the operator of exchanged `up` and `down` takes [.., *out_size] back to [.., *in_size]."""
     (upx, upy), (downx, downy), (x0, _, y0, _) = up, down, padding
-    (h, w), (out_h, out_w) = in_size, dy.shape[2:]
+    (h, w), (out_h, out_w) = in_size, out_size
     fx, fy = f.shape[-1], f.shape[0]
-    reverse = [
+    return [
         fx - x0 - 1,
         w * upx - out_w * downx + x0 - upx + 1,
         fy - y0 - 1,
         h * upy - out_h * downy + y0 - upy + 1,
     ]
-    return _upfirdn2d(dy, f, [downx, downy], [upx, upy], reverse, not flip_filter, gain, impl)
+
+
+def adjoint_args(f, in_size, out_size, up, down, padding, flip_filter, gain) -> tuple:
+    """(up, down, padding, flip_filter, gain) of the operator that takes dy [.., *out_size] to dx [.., *in_size]."""
+    reverse = adjoint_padding(f, in_size, out_size, up, down, padding)
+    return list(down), list(up), reverse, not flip_filter, gain
+
+
+def _adjoint(dy, f, in_size, up, down, padding, flip_filter, gain, impl) -> Tensor:
+    """The gradient of x [.., *in_size] from that of upfirdn2d(x, f, up, down, padding, ...)."""
+    return _upfirdn2d(dy, f, *adjoint_args(f, in_size, dy.shape[2:], up, down, padding, flip_filter, gain), impl)
 
 
 def _backward(ctx, dy):
+    if ctx.args[-1] != "reference":
+        dy = dy.contiguous(memory_format=ctx.format)
     return _adjoint(dy, *ctx.saved_tensors, ctx.in_size, *ctx.args), *[None] * 7
 
 
 _upfirdn2d.register_autograd(_backward, setup_context=_save)
-_impl.declare("upfirdn2d", "reference")
+_impl.declare("upfirdn2d", "triton", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------
 
@@ -214,6 +237,33 @@ def check_filter(f: Tensor, x: Tensor, name: str = "f") -> None:
         raise ValueError(f"{name} is on {f.device}, expected x's {x.device}")
 
 
+def filter_args(
+    x: Tensor,
+    f: Tensor | None,
+    up: int | Sequence[int],
+    down: int | Sequence[int],
+    padding: int | Sequence[int],
+    flip_filter: bool,
+    gain: float,
+) -> tuple[Tensor, tuple]:
+    """f and the registered op's (up, down, padding, flip_filter, gain); raises ValueError as `upfirdn2d`."""
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}, expected a floating-point tensor [N, C, H, W]")
+    if f is None:
+        f = torch.ones(1, device=x.device)
+    check_filter(f, x)
+    upxy, downxy, pad = _pair(up, "up"), _pair(down, "down"), _padding4(padding)
+    for axis, size, u, p0, p1, taps in (
+        ("width", x.shape[3], upxy[0], pad[0], pad[1], f.shape[-1]),
+        ("height", x.shape[2], upxy[1], pad[2], pad[3], f.shape[0]),
+    ):
+        if size * u + p0 + p1 < taps:
+            raise ValueError(
+                f"padding={padding!r}: the padded {axis} {size * u + p0 + p1} is less than f's {taps} taps"
+            )
+    return f, (upxy, downxy, pad, bool(flip_filter), float(gain))
+
+
 def upfirdn2d(
     x: Tensor,
     f: Tensor | None,
@@ -233,21 +283,8 @@ def upfirdn2d(
     Differentiable to any order in x. Raises ValueError for bad arguments and where the padded image is smaller than
     the filter.
     """
-    if x.ndim != 4 or not x.is_floating_point():
-        raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}, expected a floating-point tensor [N, C, H, W]")
-    if f is None:
-        f = torch.ones(1, device=x.device)
-    check_filter(f, x)
-    upxy, downxy, pad = _pair(up, "up"), _pair(down, "down"), _padding4(padding)
-    for axis, size, u, p0, p1, taps in (
-        ("width", x.shape[3], upxy[0], pad[0], pad[1], f.shape[-1]),
-        ("height", x.shape[2], upxy[1], pad[2], pad[3], f.shape[0]),
-    ):
-        if size * u + p0 + p1 < taps:
-            raise ValueError(
-                f"padding={padding!r}: the padded {axis} {size * u + p0 + p1} is less than f's {taps} taps"
-            )
-    return _upfirdn2d(x, f, upxy, downxy, pad, bool(flip_filter), float(gain), _impl.choose("upfirdn2d", impl, x))
+    f, args = filter_args(x, f, up, down, padding, flip_filter, gain)
+    return _upfirdn2d(x, f, *args, _impl.choose("upfirdn2d", impl, x))
 
 
 def upfirdn2d_adjoint(

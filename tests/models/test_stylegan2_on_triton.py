@@ -1,0 +1,78 @@
+"""StyleGAN2 on the Triton kernels (in the interpreter) against the reference network: outputs, gradients of all losses."""
+
+import contextlib
+import importlib
+
+import pytest
+import torch
+
+from gankern import ops
+from gankern.models.stylegan2 import Discriminator, Generator
+from gankern.ops import _impl
+from gankern.ops._triton import CONFIGS, force_config
+from gankern.training import loss as losses
+
+SMALL = {"img_resolution": 16, "channel_base": 64, "channel_max": 8, "compute_dtype": torch.float64}
+pytestmark = pytest.mark.skipif(not _impl.interpreting(), reason="the interpreter is off where there is a GPU")
+
+
+@contextlib.contextmanager
+def running(impl):
+    """Force an implementation; on Triton with large tiles for the filters, since each program costs the interpreter."""
+    with contextlib.ExitStack() as stack:
+        if impl == "triton":
+            for module in ("modulated_conv2d.fused", "fir_act.kernels"):
+                importlib.import_module(f"gankern.ops.{module}")
+            for name, configs in CONFIGS.items():
+                if "BYTES" in configs[0]:
+                    stack.enter_context(force_config(name, configs[0] | {"BYTES": 16384}))
+        stack.enter_context(ops.use_impl(impl))
+        yield
+
+
+def networks():
+    torch.manual_seed(0)
+    G = Generator(16, 0, 16, num_mapping_layers=2, **SMALL).double()
+    D = Discriminator(num_mapping_layers=2, mbstd_group_size=2, **SMALL).double()
+    for name, p in G.named_parameters():
+        if name.endswith("noise_strength"):  # zero at the start
+            p.data.fill_(0.3)
+    return G, D
+
+
+def numbers(impl):
+    """Images, logits, and the gradients of the four losses with respect to every parameter."""
+    G, D = networks()
+    z = torch.randn(2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    reals = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    out = {}
+
+    def collect(phase, network, loss):
+        out[phase] = loss
+        loss.backward()
+        out.update({f"{phase} {k}": p.grad.clone() for k, p in network.named_parameters() if p.grad is not None})
+        G.zero_grad()
+        D.zero_grad()
+
+    with running(impl):
+        img = G(z, noise_mode="const")
+        logits = D(img)
+        out |= {"img": img, "logits": logits}
+        collect("Gmain", G, losses.generator_loss(logits))
+        collect("Dmain", D, losses.discriminator_loss(D(reals), D(img.detach())))
+        x = reals.clone().requires_grad_()
+        collect("Dr1", D, losses.r1_penalty(D(x), x).mean())
+        ws = G.mapping(z)
+        img = G.synthesis(ws, noise_mode="const")
+        noise = torch.randn(img.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        collect("Gpl", G, (losses.path_lengths(img, ws, noise) - 0.1).square().mean())
+    return {k: t.detach() for k, t in out.items()}
+
+
+def test_network_equals_the_reference():
+    got, want = numbers("triton"), numbers("reference")
+    assert got.keys() == want.keys()
+    assert {k.split()[0] for k in got} == {"img", "logits", "Gmain", "Dmain", "Dr1", "Gpl"}
+    for name, t in want.items():
+        error = (got[name] - t).abs().max().item()
+        assert error <= 1e-9 * max(t.abs().max().item(), 1e-3), f"{name}: {error:.3g}"
