@@ -54,24 +54,29 @@ def _bytes(tensors: list[Tensor]) -> int:
     return sum(seen.values())
 
 
-class _Counter(TorchDispatchMode):
-    def __init__(self, account: Account, launches: list):
+class _Launches(list):
+    """Where recorded launches go: straight into the account, so that it keeps their order."""
+
+    def __init__(self, account: Account):
         super().__init__()
-        self.account, self.launches = account, launches
+        self.account = account
+
+    def append(self, launch) -> None:
+        self.account.calls.append(Call(launch.name, _bytes([a for a in launch.args if isinstance(a, Tensor)])))
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self, account: Account):
+        super().__init__()
+        self.account = account
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func.name().split(".")[0]
         body = _impl.BODIES.get(name)
         if body is not None:
-            first = len(self.launches)
             with self:
-                out = body(*args, **kwargs)
-            for launch in self.launches[first:]:
-                tensors = [a for a in launch.args if isinstance(a, Tensor)]
-                self.account.calls.append(Call(launch.name, _bytes(tensors)))
-            del self.launches[first:]
-            return out
+                return body(*args, **kwargs)
         out = func(*args, **kwargs)
         view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
         if not view and not name.startswith(_FREE):
@@ -83,6 +88,6 @@ class _Counter(TorchDispatchMode):
 def count(fn: Callable[[], object]) -> Account:
     """The account of `fn()`, whose tensors are on the meta device."""
     account = Account()
-    with _impl.record() as launches, _Counter(account, launches):
+    with _impl.record(_Launches(account)), _Counter(account):
         fn()
     return account

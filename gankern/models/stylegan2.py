@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gankern import ops
 from gankern.nn import EqualizedConv2d, EqualizedLinear, ModulatedConv2d, ToRGB
-from gankern.nn.layers import NOISE_MODES
+from gankern.nn.layers import NOISE_MODES, conv_pair
 
 ARCHITECTURES = ("skip", "orig", "resnet")
 FILTER = (1, 3, 3, 1)
@@ -276,8 +276,8 @@ class DiscriminatorBlock(nn.Module):
             img = ops.downsample2d(img, self.resample_filter) if self.architecture == "skip" else img
         if self.architecture == "resnet":
             y = self.skip(x, gain=math.sqrt(0.5))
-            return self.conv1(self.conv0(x), gain=math.sqrt(0.5)) + y, img
-        return self.conv1(self.conv0(x)), img
+            return conv_pair(self.conv0, self.conv1, x, math.sqrt(0.5), y), img
+        return conv_pair(self.conv0, self.conv1, x, 1.0, None), img
 
 
 class DiscriminatorEpilogue(nn.Module):

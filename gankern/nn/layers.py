@@ -72,28 +72,51 @@ class EqualizedConv2d(nn.Module):
         self.act, self.up, self.down, self.clamp = act, up, down, clamp
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
 
-    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+    def operands(self, x: Tensor, gain: float = 1.0) -> tuple[Tensor, Tensor | None, dict]:
+        """(weight, bias, arguments of the activation) of a call on x: scaled and cast, for ops that fuse layers."""
         act_gain = gain * ops.default_gain(self.act)
-        clamp = None if self.clamp is None else self.clamp * gain
         # linear and leaky ReLU are positively homogeneous: the gain belongs to the small weight and bias
         folded = act_gain if self.act in ("linear", "relu", "lrelu") and act_gain > 0 else 1.0
+        w = (self.weight * (self.weight_gain * folded)).to(x.dtype)
+        b = None if self.bias is None else (self.bias * folded).to(x.dtype)
+        clamp = None if self.clamp is None else self.clamp * gain
+        return w, b, {"act": self.act, "gain": act_gain / folded, "clamp": clamp}
+
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        w, b, act = self.operands(x, gain)
         y = ops.conv2d_resample(
             x,
-            (self.weight * (self.weight_gain * folded)).to(x.dtype),
+            w,
             self.resample_filter,
             up=self.up,
             down=self.down,
-            padding=self.weight.shape[-1] // 2,
+            padding=w.shape[-1] // 2,
             flip_weight=self.up == 1,
         )
-        b = None if self.bias is None else (self.bias * folded).to(x.dtype)
-        if b is None and self.act == "linear" and clamp is None:
+        if b is None and self.act == "linear" and act["clamp"] is None:
             return y
-        return ops.bias_act(y, b, act=self.act, gain=act_gain / folded, clamp=clamp)
+        return ops.bias_act(y, b, **act)
 
     def extra_repr(self) -> str:
         o, i, k, _ = self.weight.shape
         return f"{i}, {o}, kernel_size={k}, act={self.act}, up={self.up}, down={self.down}"
+
+
+def conv_pair(first: EqualizedConv2d, second: EqualizedConv2d, x: Tensor, gain: float, residual: Tensor | None):
+    """second(first(x), gain) + residual, where `second` reduces by 2: the discriminator's pair of convolutions.
+
+    With fused kernels one pass stands between the two convolutions (bias, activation and filter) and one after them
+    (bias, activation and the sum).
+    """
+    if not ops.runs_fused(x):
+        y = second(first(x), gain=gain)
+        return y if residual is None else y + residual
+    w, b, act = first.operands(x)
+    f, k = second.resample_filter, second.weight.shape[-1]
+    t = ops.conv2d(x, w, padding=w.shape[-1] // 2)
+    t = ops.bias_act_upfirdn2d(t, b, f, padding=ops.downsample_padding(f, k // 2), **act)
+    w, b, act = second.operands(x, gain)
+    return ops.bias_act(ops.conv2d(t, w, stride=2), b, **act, residual=residual)
 
 
 class ModulatedConv2d(nn.Module):

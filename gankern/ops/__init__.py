@@ -1,9 +1,10 @@
 """Fused operators, one file an operator; each is twice differentiable and needs nothing else of gankern."""
 
 from gankern.ops._gradients import no_weight_gradients
-from gankern.ops._impl import implementations, use_impl
+from gankern.ops._impl import implementations, runs_fused, use_impl
 from gankern.ops.bias_act import bias_act, bias_act_reference, default_gain
-from gankern.ops.conv2d import conv2d, conv2d_resample
+from gankern.ops.conv2d import conv2d, conv2d_resample, downsample_padding
+from gankern.ops.fir_act import bias_act_upfirdn2d, upfirdn2d_bias_act
 from gankern.ops.instance_norm import instance_norm, instance_norm_reference
 from gankern.ops.minibatch_stddev import minibatch_stddev, minibatch_stddev_reference
 from gankern.ops.modulated_conv2d import demodulation, modulated_conv2d, modulated_conv2d_reference
@@ -13,11 +14,13 @@ from gankern.ops.upfirdn2d import downsample2d, setup_filter, upfirdn2d, upfirdn
 __all__ = [
     "bias_act",
     "bias_act_reference",
+    "bias_act_upfirdn2d",
     "conv2d",
     "conv2d_resample",
     "default_gain",
     "demodulation",
     "downsample2d",
+    "downsample_padding",
     "implementations",
     "instance_norm",
     "instance_norm_reference",
@@ -28,8 +31,10 @@ __all__ = [
     "no_weight_gradients",
     "pixel_norm",
     "pixel_norm_reference",
+    "runs_fused",
     "setup_filter",
     "upfirdn2d",
+    "upfirdn2d_bias_act",
     "upfirdn2d_reference",
     "upsample2d",
     "use_impl",

@@ -100,6 +100,11 @@ def choose(op: str, impl: str | None, x: torch.Tensor) -> str:
     return "reference"
 
 
+def runs_fused(x: torch.Tensor) -> bool:
+    """Whether operators called on x run as fused kernels here, so that a longer fusion pays."""
+    return choose("bias_act_upfirdn2d", None, x) != "reference"
+
+
 @contextlib.contextmanager
 def use_impl(impl: str) -> Iterator[None]:
     """Force one implementation for every operator called inside the `with` block, on meta tensors too.
@@ -173,10 +178,10 @@ def launching() -> bool:
 
 
 @contextlib.contextmanager
-def record() -> Iterator[list]:
+def record(into: list | None = None) -> Iterator[list]:
     """Collect every kernel launch of the operators called on meta tensors inside the block (see `_triton.Launch`)."""
     global _recorder
-    before, _recorder = _recorder, []
+    before, _recorder = _recorder, [] if into is None else into
     try:
         yield _recorder
     finally:

@@ -98,6 +98,7 @@ def programs(x: Tensor, waves: int) -> int:
     return 3 if x.device.type == "cpu" else 132 * waves
 
 
+@functools.cache
 def as_held(number: float, dtype: torch.dtype) -> float:
     """A clamp as `dtype` rounds it: what a clamped value in a tensor is equal to."""
     return float(torch.tensor(number, dtype=torch.float64).to(dtype))

@@ -156,9 +156,8 @@ def conv2d_resample(
     w = weight if flip_weight else weight.flip(2, 3)
     if up == 1 and down == 1:
         return conv2d(x, w, padding=padding)
-    fx, fy = f.shape[-1], f.shape[0]
     if down == 2:
-        pad = [padding + (fx - 1) // 2, padding + (fx - 2) // 2, padding + (fy - 1) // 2, padding + (fy - 2) // 2]
+        pad = downsample_padding(f, padding)
         if k == 1:
             return conv2d(upfirdn2d(x, f, down=2, padding=pad, impl=impl), w)
         return conv2d(upfirdn2d(x, f, padding=pad, impl=impl), w, stride=2)
@@ -167,6 +166,12 @@ def conv2d_resample(
     # a transposed correlation is a convolution: the kernel is flipped for flip_weight=True instead
     y = conv2d(x, weight.flip(2, 3).transpose(0, 1) if flip_weight else weight.transpose(0, 1), 2, transposed=True)
     return upfirdn2d(y, f, padding=transposed_padding(f, k, padding), gain=4, impl=impl)
+
+
+def downsample_padding(f: Tensor, padding: int = 0) -> list[int]:
+    """[x0, x1, y0, y1] of a filter before a strided k x k convolution that would pad by `padding`: no shift arises."""
+    fx, fy = f.shape[-1], f.shape[0]
+    return [padding + (fx - 1) // 2, padding + (fx - 2) // 2, padding + (fy - 1) // 2, padding + (fy - 2) // 2]
 
 
 def upsample_padding(f: Tensor, padding: int = 0) -> list[int]:

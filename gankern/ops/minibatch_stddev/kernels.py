@@ -38,8 +38,9 @@ CONFIGS["minibatch_stddev_backward"] = (
     {"TILE": 4096, "num_warps": 8, "ALONE": 32768, "WAVES": 4},
 )
 CONFIGS["minibatch_stddev_second"] = (
-    {"TILE": 2048, "num_warps": 8, "ALONE": 65536, "WAVES": 4},
     {"TILE": 4096, "num_warps": 16, "ALONE": 65536, "WAVES": 4},
+    {"TILE": 2048, "num_warps": 16, "ALONE": 65536, "WAVES": 4},
+    {"TILE": 8192, "num_warps": 16, "ALONE": 65536, "WAVES": 4},
 )
 CONFIGS["minibatch_stddev_fill"] = ({"TILE": 2048, "num_warps": 4},)
 
