@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 
+SWITCHES = ("GANKERN_IMPL", "TRITON_INTERPRET", "TRITON_CACHE_DIR", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "tqdm", "tensorboard", "matplotlib")
 
 
@@ -18,8 +19,10 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from gankern import __version__, ops
+    from gankern.bench import known, report
 
-    print(f"gankern      {__version__}")
+    commit = report.commit()
+    print(f"gankern      {__version__}" + (f" at {commit}" if commit else ""))
     print(f"python       {platform.python_version()} on {platform.platform()}, {os.cpu_count()} CPUs")
     for name in PACKAGES:
         try:
@@ -28,12 +31,18 @@ def run(args: argparse.Namespace) -> int:
             version = "not installed"
         print(f"{name:<12} {version}")
     print(f"cuda         {torch.version.cuda or 'torch was built without it'}, cudnn {torch.backends.cudnn.version()}")
+    print(f"driver       {report.driver() or 'none of NVIDIA found'}")
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             p = torch.cuda.get_device_properties(i)
             print(f"gpu {i}        {p.name}, sm_{p.major}{p.minor}, {p.total_memory / 1e9:.0f} GB")
     else:
         print("gpu          none that torch can use")
+    for name in SWITCHES:
+        if os.environ.get(name):
+            print(f"{name:<16} {os.environ[name]}")
     for op, row in ops.implementations().items():
         print(f"{op:<18} {row['choice']} ({row['why']}; available: {row['available']})")
+    for problem in known.problems(known.setup()):
+        print(f"known problem: {problem}")
     return 0

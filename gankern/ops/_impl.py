@@ -34,25 +34,25 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@functools.cache
-def _triton_missing() -> str | None:
-    return None if importlib.util.find_spec("triton") else "triton isn't installed"
+_TRITON_MISSING = None if importlib.util.find_spec("triton") else "triton isn't installed"
+_capability: dict[int | None, tuple[int, int]] = {}  # not functools.cache, which torch.compile warns of
 
 
-@functools.cache
 def _too_old(index: int | None) -> str | None:
-    capability = torch.cuda.get_device_capability(index)
-    if capability >= MIN_CAPABILITY:
+    if index not in _capability:
+        _capability[index] = torch.cuda.get_device_capability(index)
+    major, minor = _capability[index]
+    if (major, minor) >= MIN_CAPABILITY:
         return None
-    return f"the GPU is sm_{capability[0]}{capability[1]}, and the kernels need sm_{MIN_CAPABILITY[0]}0 or newer"
+    return f"the GPU is sm_{major}{minor}, and the kernels need sm_{MIN_CAPABILITY[0]}0 or newer"
 
 
 def obstacle(impl: str, device: torch.device) -> str | None:
     """Why `impl` can't run on tensors of `device`; None where it can. Meta tensors take anything."""
     if impl == "reference" or device.type == "meta":
         return None
-    if _triton_missing():
-        return _triton_missing()
+    if _TRITON_MISSING:
+        return _TRITON_MISSING
     if device.type == "cuda":
         return _too_old(device.index) if torch.cuda.is_available() else None  # a fake tensor where there is no GPU
     if device.type == "cpu":

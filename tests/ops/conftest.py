@@ -4,10 +4,14 @@ A module that sets `IMPLS` has each of its tests run once for every implementati
 its `INTERPRETED` only the cases listed there run in the interpreter, which is slow.
 """
 
+import contextlib
+import importlib
+
 import pytest
 import torch
 
 from gankern.ops import _impl, use_impl
+from gankern.ops._triton import CONFIGS, force_config
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -19,7 +23,9 @@ def _one_thread():
 
 
 def pytest_generate_tests(metafunc):
-    metafunc.parametrize("impl", getattr(metafunc.module, "IMPLS", ["default"]), indirect=True)
+    unforced = metafunc.definition.get_closest_marker("unforced")
+    impls = ["default"] if unforced else getattr(metafunc.module, "IMPLS", ["default"])
+    metafunc.parametrize("impl", impls, indirect=True)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -28,7 +34,7 @@ def pytest_collection_modifyitems(config, items):
         params = getattr(getattr(item, "callspec", None), "params", {})
         cases = getattr(item.module, "INTERPRETED", {}).get(item.originalname)
         if params.get("impl", "reference") not in ("reference", "default") and cases is not None:
-            left_out += [] if params["case"] in cases else [item]
+            left_out += [] if params.get("case", params.get("call")) in cases else [item]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 
@@ -44,6 +50,21 @@ def impl(request, monkeypatch):
         pytest.skip("runs on the CPU in Triton's interpreter, which a process with a GPU leaves off")
     with use_impl(request.param):
         yield request.param
+
+
+@pytest.fixture
+def few_programs(impl):
+    """Large tiles for the kernels that filter: each of their programs costs the interpreter a tenth of a second."""
+    if impl != "triton":
+        yield
+        return
+    for module in ("upfirdn2d.kernels", "fir_act.kernels", "modulated_conv2d.fused"):
+        importlib.import_module(f"gankern.ops.{module}")  # kernels name their settings where they stand
+    with contextlib.ExitStack() as stack:
+        for name, configs in CONFIGS.items():
+            if "BYTES" in configs[0]:
+                stack.enter_context(force_config(name, configs[0] | {"BYTES": 32768, "ROWS": 4}))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,5 @@
 """modulated_conv2d: golden numbers, parity with a weight for every sample, derivatives, half types, arguments."""
 
-import contextlib
-import importlib
 import math
 
 import pytest
@@ -11,9 +9,9 @@ from ops_util import assert_close, assert_half_error, assert_same_derivatives, c
 from test_bias_act import truth as activate
 
 from gankern.ops import demodulation, modulated_conv2d, modulated_conv2d_reference, setup_filter, upfirdn2d
-from gankern.ops._triton import CONFIGS, force_config
 
 IMPLS = ("reference", "triton")
+pytestmark = pytest.mark.usefixtures("few_programs")
 FIR = [1, 3, 3, 1]
 WIDTHS = (2, 3, 4)  # N, I, O
 BASE = {"up": 1, "k": 3, "size": (4, 3), "noise": None, "bias": False}
@@ -67,20 +65,6 @@ INTERPRETED = {  # the interpreter is slow: the cases that take different ways t
     "test_parity_of_other_filters": ("up-1x1",),
     "test_reference_is_the_definition": (),
 }
-
-
-@pytest.fixture(autouse=True)
-def few_programs(impl):
-    """Large tiles for the filters: each interpreted program costs a tenth of a second."""
-    if impl != "triton":
-        yield
-        return
-    importlib.import_module("gankern.ops.modulated_conv2d.fused")  # kernels name their settings where they stand
-
-    with contextlib.ExitStack() as stack:
-        for name in ("upfirdn2d", "layer_fir_forward", "layer_fir_backward"):
-            stack.enter_context(force_config(name, CONFIGS[name][0] | {"BYTES": 32768, "ROWS": 4}))
-        yield
 
 
 def truth(x, weight, styles, noise=None, bias=None, *, up=1, padding=0, resample_filter=None, demodulate=True, **rest):

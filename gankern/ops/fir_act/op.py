@@ -85,12 +85,8 @@ def _filter_act_backward_impl(
     return ud._forward_impl(g, f, *adjoint, impl), db
 
 
-_filter_act = torch.library.custom_op("gankern::upfirdn2d_bias_act", _filter_act_impl, mutates_args=())
-_filter_act_backward = torch.library.custom_op(
-    "gankern::upfirdn2d_bias_act_backward", _filter_act_backward_impl, mutates_args=()
-)
-_filter_act.register_fake(_impl.fake(_filter_act_impl))
-_filter_act_backward.register_fake(_impl.fake(_filter_act_backward_impl))
+_filter_act = _impl.register("upfirdn2d_bias_act", _filter_act_impl)
+_filter_act_backward = _impl.register("upfirdn2d_bias_act_backward", _filter_act_backward_impl)
 
 
 def _save_filter_act(ctx, inputs, output):
@@ -216,16 +212,9 @@ def _act_filter_tangent_impl(
     return ud._forward_impl(g, f, *fir, impl)
 
 
-_act_filter = torch.library.custom_op("gankern::bias_act_upfirdn2d", _act_filter_impl, mutates_args=())
-_act_filter_backward = torch.library.custom_op(
-    "gankern::bias_act_upfirdn2d_backward", _act_filter_backward_impl, mutates_args=()
-)
-_act_filter_tangent = torch.library.custom_op(
-    "gankern::bias_act_upfirdn2d_tangent", _act_filter_tangent_impl, mutates_args=()
-)
-_act_filter.register_fake(_impl.fake(_act_filter_impl))
-_act_filter_backward.register_fake(_impl.fake(_act_filter_backward_impl))
-_act_filter_tangent.register_fake(_impl.fake(_act_filter_tangent_impl))
+_act_filter = _impl.register("bias_act_upfirdn2d", _act_filter_impl)
+_act_filter_backward = _impl.register("bias_act_upfirdn2d_backward", _act_filter_backward_impl)
+_act_filter_tangent = _impl.register("bias_act_upfirdn2d_tangent", _act_filter_tangent_impl)
 
 
 def _save_act_filter(ctx, inputs, output):

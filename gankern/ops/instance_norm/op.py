@@ -149,10 +149,8 @@ def _backward_impl(
     return dx, dw, db
 
 
-_instance_norm = torch.library.custom_op("gankern::instance_norm", _forward_impl, mutates_args=())
-_instance_norm_backward = torch.library.custom_op("gankern::instance_norm_backward", _backward_impl, mutates_args=())
-_instance_norm.register_fake(_impl.fake(_forward_impl))
-_instance_norm_backward.register_fake(_impl.fake(_backward_impl))
+_instance_norm = _impl.register("instance_norm", _forward_impl)
+_instance_norm_backward = _impl.register("instance_norm_backward", _backward_impl)
 
 
 def _save_forward(ctx, inputs, output):

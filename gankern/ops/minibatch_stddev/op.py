@@ -88,12 +88,8 @@ def _backward_impl(dy: Tensor, x: Tensor, group: int, num_channels: int, eps: fl
     return torch.empty_like(x).copy_(minibatch_stddev_backward_reference(dy, x, group, num_channels, eps))
 
 
-_minibatch_stddev = torch.library.custom_op("gankern::minibatch_stddev", _forward_impl, mutates_args=())
-_minibatch_stddev_backward = torch.library.custom_op(
-    "gankern::minibatch_stddev_backward", _backward_impl, mutates_args=()
-)
-_minibatch_stddev.register_fake(_impl.fake(_forward_impl))
-_minibatch_stddev_backward.register_fake(_impl.fake(_backward_impl))
+_minibatch_stddev = _impl.register("minibatch_stddev", _forward_impl)
+_minibatch_stddev_backward = _impl.register("minibatch_stddev_backward", _backward_impl)
 
 
 def _save_forward(ctx, inputs, output):
@@ -142,8 +138,7 @@ def _second_impl(
     return _second_formulas(v, dy, x, group, num_channels, eps)
 
 
-minibatch_stddev_second = torch.library.custom_op("gankern::minibatch_stddev_second", _second_impl, mutates_args=())
-minibatch_stddev_second.register_fake(_impl.fake(_second_impl))
+minibatch_stddev_second = _impl.register("minibatch_stddev_second", _second_impl)
 
 
 def _double_backward(ctx, v):

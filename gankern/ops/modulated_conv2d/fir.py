@@ -22,8 +22,14 @@ from gankern.ops.upfirdn2d.kernels import axis, key_of, load_tile, output, plan,
 from gankern.ops.upfirdn2d.op import adjoint_padding
 from gankern.ops.upfirdn2d.strip import count, fir_strip, first, step, tile_of
 
-CONFIGS["layer_fir_forward"] = CONFIGS["upfirdn2d"]
-CONFIGS["layer_fir_backward"] = CONFIGS["upfirdn2d"]
+CONFIGS["layer_fir_forward"] = (
+    {"BYTES": 2048, "ROWS": 16, "PX": 1, "AHEAD": True, "num_warps": 4},
+    {"BYTES": 2048, "ROWS": 32, "PX": 1, "AHEAD": False, "num_warps": 4},
+)
+CONFIGS["layer_fir_backward"] = (
+    {"BYTES": 2048, "ROWS": 32, "PX": 1, "AHEAD": False, "num_warps": 4},
+    {"BYTES": 2048, "ROWS": 32, "PX": 1, "AHEAD": True, "num_warps": 4},
+)
 
 
 @triton.jit

@@ -32,10 +32,9 @@ from gankern.ops.modulated_conv2d.layer import Layer, Tensors
 MAX_CHANNELS = 128
 
 CONFIGS["layer_gemm"] = (
-    {"BM": 128, "BK": 32, "num_warps": 4, "num_stages": 3},
-    {"BM": 256, "BK": 32, "num_warps": 8, "num_stages": 3},
-    {"BM": 128, "BK": 64, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BK": 32, "num_warps": 4, "num_stages": 4},
+    {"BM": 128, "BK": 32, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BK": 32, "num_warps": 4, "num_stages": 3},
+    {"BM": 128, "BK": 64, "num_warps": 8, "num_stages": 2},
 )
 
 

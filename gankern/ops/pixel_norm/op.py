@@ -51,10 +51,8 @@ def _backward_impl(dy: Tensor, x: Tensor, dim: int, eps: float, impl: str) -> Te
     return pixel_norm_backward_reference(dy, x, dim, eps)
 
 
-_pixel_norm = torch.library.custom_op("gankern::pixel_norm", _forward_impl, mutates_args=())
-_pixel_norm_backward = torch.library.custom_op("gankern::pixel_norm_backward", _backward_impl, mutates_args=())
-_pixel_norm.register_fake(_impl.fake(_forward_impl))
-_pixel_norm_backward.register_fake(_impl.fake(_backward_impl))
+_pixel_norm = _impl.register("pixel_norm", _forward_impl)
+_pixel_norm_backward = _impl.register("pixel_norm_backward", _backward_impl)
 
 
 def _save_forward(ctx, inputs, output):
@@ -95,8 +93,7 @@ def _second_impl(v: Tensor, dy: Tensor, x: Tensor, dim: int, eps: float, impl: s
     return _second_formulas(v, dy, x, dim, eps, impl)
 
 
-pixel_norm_second = torch.library.custom_op("gankern::pixel_norm_second", _second_impl, mutates_args=())
-pixel_norm_second.register_fake(_impl.fake(_second_impl))
+pixel_norm_second = _impl.register("pixel_norm_second", _second_impl)
 
 
 def _double_backward(ctx, v):

@@ -24,7 +24,7 @@ from gankern.ops._triton import (
     pow2,
     size_class,
 )
-from gankern.ops.upfirdn2d.strip import fir_strip, step, tile_of
+from gankern.ops.upfirdn2d.strip import fir_strip, kept, step, tile_of
 
 CONFIGS["upfirdn2d"] = (
     {"BYTES": 2048, "ROWS": 16, "PX": 1, "AHEAD": True, "num_warps": 4},
@@ -37,7 +37,9 @@ CONFIGS["upfirdn2d_direct"] = (
     {"TILE": 1024, "num_warps": 4},
 )
 
-_UNROLLED = 128  # multiply-adds a tile in one turn: beyond them the filter is large, and the plain kernel serves
+# beyond these a filter is large, and the plain kernel serves: multiply-adds a tile in one turn of a strip's loop, and
+# tiles that stay in registers
+_UNROLLED, _KEPT = 100, 16
 
 
 @triton.jit
@@ -178,7 +180,8 @@ def unrollable(f: Tensor, up: Sequence[int], down: Sequence[int], settings: dict
     """Whether one turn of a strip's loop is of a size to be unrolled."""
     x, y = axis(up[0], down[0], 0, f.shape[-1], settings["PX"]), axis(up[1], down[1], 0, f.shape[0])
     across, along = x[4] * cdiv(x[3], up[0]), y[4] * cdiv(y[3], up[1])
-    return (step(y) * across + along * x[4] if f.ndim == 1 else across * along) <= _UNROLLED
+    steps = step(y) * across + along * x[4] if f.ndim == 1 else across * along
+    return steps <= _UNROLLED and kept((f.ndim == 1,), y) * x[4] <= _KEPT
 
 
 def forward(

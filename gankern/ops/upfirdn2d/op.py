@@ -158,8 +158,7 @@ def _forward_impl(
     return _eager(x, f, tuple(up), tuple(down), tuple(padding), flip_filter, gain)
 
 
-_upfirdn2d = torch.library.custom_op("gankern::upfirdn2d", _forward_impl, mutates_args=())
-_upfirdn2d.register_fake(_impl.fake(_forward_impl))
+_upfirdn2d = _impl.register("upfirdn2d", _forward_impl)
 
 
 def _save(ctx, inputs, output):

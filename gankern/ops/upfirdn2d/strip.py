@@ -140,7 +140,7 @@ def enters(j, o, FORM, Y):
 @triton.constexpr_function
 def reads_ahead(X, Y, FORM):
     """Whether a turn's loads are issued a turn early: asked for, and few enough to stay in registers."""
-    return FORM[7] and count(X) * step(Y) <= 8
+    return FORM[7] and count(X) * step(Y) <= 8 and X[4] == 1
 
 
 @triton.constexpr_function

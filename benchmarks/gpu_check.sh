@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one go under nine minutes: bash benchmarks/gpu_check.sh OUTDIR
+#
+# Runs from the source tree with python3, torch and triton alone (pytest for the tests). Every stage has a time limit of
+# its own and a failed one doesn't stop the next; the exit code tells whether any failed. Leaves in OUTDIR log.txt,
+# summary.txt (printed last) and JSON files named after the GPU. GPU_CHECK_DRY=1: each stage's CPU form, quickly.
+
+set -u
+if [ $# -ne 1 ]; then
+    echo "usage: bash benchmarks/gpu_check.sh OUTDIR" >&2
+    exit 2
+fi
+mkdir -p "$1" || exit 2
+out=$(cd "$1" && pwd)
+cd "$(dirname "$0")/.." || exit 2
+export PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+dry=${GPU_CHECK_DRY:-0}
+log=$out/log.txt
+summary=$out/summary.txt
+failed=0
+: >"$log"
+: >"$summary"
+
+# stage NAME SECONDS COMMAND...: runs it under its limit, its output in the log, its fate in the summary
+stage() {
+    local name=$1 limit=$2 begun=$SECONDS status=0
+    shift 2
+    printf '\n===== %s: %s\n' "$name" "$*" >>"$log"
+    timeout --kill-after=5 "$limit" "$@" >>"$log" 2>&1 || status=$?
+    local fate=ok
+    [ "$status" -eq 124 ] || [ "$status" -eq 137 ] && fate="FAILED (over $limit s)"
+    [ "$fate" = ok ] && [ "$status" -ne 0 ] && fate="FAILED (exit $status)"
+    [ "$fate" = ok ] || failed=1
+    printf '%-14s %4d s  %s\n' "$name" $((SECONDS - begun)) "$fate" | tee -a "$summary"
+}
+
+if [ "$dry" = 1 ]; then
+    gpu=cpu
+else
+    gpu=$(timeout 20 python3 -c '
+import torch
+print(torch.cuda.get_device_name().lower().replace(" ", "-").replace("/", "-"))') || {
+        echo "gpu_check: torch can use no CUDA GPU here (GPU_CHECK_DRY=1 tries the script without one)" | tee -a "$summary" >&2
+        exit 1
+    }
+fi
+
+if [ "$dry" = 1 ]; then
+    stage environment 60 python3 -m gankern env
+    stage rates 60 python3 -c 'from gankern.bench import timing; print(timing.quartiles([1.0, 2.0, 3.0]))'
+    stage tests 60 python3 -m pytest -q -p no:cacheprovider --collect-only -m gpu tests/ops
+    stage memory 90 python3 -m gankern bench ops --ops pixel_norm --network config-f-256 --out "$out/ops_memory_$gpu.json"
+    stage phases-256 60 python3 benchmarks/phases.py --resolution 16 --channel-base 128 --batch 4 --precision fp32 \
+        --impl reference --rounds 2 --json "$out/phases_256_$gpu.json"
+else
+    stage environment 25 python3 -m gankern env
+    stage rates 20 python3 -c '
+from gankern.bench.timing import Clock
+clock = Clock()
+print(f"copy {clock.copy_rate():.0f} GB/s, bf16 matrix product {clock.matmul_rate():.0f} TFLOP/s")'
+    stage tests 70 python3 -m pytest -q -p no:cacheprovider -m gpu tests
+    stage memory 130 python3 -m gankern bench ops --quick --seconds 105 --network config-f-1024,progan \
+        --ops "${GPU_CHECK_OPS:-bias_act,upfirdn2d,pixel_norm,instance_norm}" --out "$out/ops_memory_$gpu.json"
+    stage modulated 100 python3 -m gankern bench ops --quick --seconds 80 --network config-f-1024 \
+        --ops modulated_conv2d --out "$out/ops_modulated_$gpu.json"
+    stage small 30 python3 -m gankern bench ops --seconds 15 --network config-f-1024 --batch 8,32 \
+        --ops minibatch_stddev,pixel_norm --out "$out/ops_small_$gpu.json"
+    stage phases-256 50 python3 benchmarks/phases.py --resolution 256 --channel-base 16384 --batch 16 \
+        --json "$out/phases_256_$gpu.json"
+    stage phases-1024 80 python3 benchmarks/phases.py --resolution 1024 --channel-base 32768 --batch 8 \
+        --rounds 5 --json "$out/phases_1024_$gpu.json"
+fi
+timeout 10 python3 benchmarks/summarise.py "$out" >>"$summary" 2>>"$log" || failed=1
+printf '\n'
+cat "$summary"
+exit "$failed"

@@ -1,0 +1,85 @@
+"""`gankern bench`: the operators' numbers and speed against plain PyTorch and torch.compile, and their tuning."""
+
+import argparse
+from pathlib import Path
+
+from gankern.bench import cases, report, run, tune
+from gankern.errors import InputError
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds `bench ops` and `bench tune`."""
+    parser = subparsers.add_parser("bench", help="benchmark the operators, or tune their kernels for this GPU")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    ops = actions.add_parser(
+        "ops",
+        help="check and time every operator at the shapes of real networks",
+        description="Numbers are checked against float64 first; what is wrong isn't timed. Without a GPU: correctness "
+        "in Triton's interpreter and what the compiler makes of each kernel.",
+    )
+    ops.set_defaults(func=run_ops)
+    _shared(ops)
+    ops.add_argument("--mode", default="forward,backward", metavar="LIST", help=",".join(cases.MODES))
+    ops.add_argument("--providers", default="eager,compile,triton", metavar="LIST", help=",".join(run.PROVIDERS))
+    ops.add_argument("--quick", action="store_true", help="only passes over 64 MB, fewer runs")
+    ops.add_argument("--seconds", type=float, metavar="S", help="begin no further case after this time")
+    ops.add_argument("--out", metavar="FILE", help="write the results as JSON")
+    ops.add_argument("--plot", metavar="DIR", help="write plots (needs matplotlib)")
+    settings = actions.add_parser("tune", help="find the fastest settings of every kernel on this GPU")
+    settings.set_defaults(func=run_tune)
+    _shared(settings)
+    settings.add_argument("--out", metavar="FILE", help="table to rewrite (default: the package's settings.json)")
+
+
+def _shared(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ops", default="all", metavar="LIST", help=",".join(cases.OPS))
+    parser.add_argument("--network", default="config-f-1024,progan", metavar="LIST", help=",".join(cases.NETWORKS))
+    parser.add_argument("--batch", default="8", metavar="LIST", help="default 8")
+    parser.add_argument("--dtype", default="bf16", metavar="LIST", help="bf16,fp16,fp32")
+    parser.add_argument("--layout", default="nhwc", metavar="LIST", help="nchw,nhwc")
+
+
+def _plan(args: argparse.Namespace, **more) -> run.Plan:
+    return run.Plan(
+        ops=run.check_names("--ops", args.ops, cases.OPS),
+        networks=run.check_names("--network", args.network, cases.NETWORKS),
+        batches=run.check_batches(args.batch),
+        dtypes=run.check_names("--dtype", args.dtype, ("bf16", "fp16", "fp32")),
+        layouts=run.check_names("--layout", args.layout, cases.LAYOUTS),
+        **more,
+    )
+
+
+def run_ops(args: argparse.Namespace) -> int:
+    import torch
+
+    modes = run.check_names("--mode", args.mode, cases.MODES)
+    providers = run.check_names("--providers", args.providers, run.PROVIDERS)
+    plan = _plan(args, modes=modes, providers=providers, quick=args.quick, seconds=args.seconds)
+    save = run.save_to(args.out)
+    if args.plot:
+        report.check_plots()
+    if torch.cuda.is_available():
+        result = run.on_gpu(plan, print, save)
+    else:
+        print("No CUDA GPU that torch can use: nothing is timed.\n")
+        result = run.without_gpu(plan, print)
+    save(result)
+    if args.plot:
+        for path in report.plot(result, Path(args.plot)):
+            print(f"wrote {path}")
+    return 1 if any(row.note.startswith(("WRONG", "FAILED")) for row in result.rows) else 0
+
+
+def run_tune(args: argparse.Namespace) -> int:
+    import torch
+
+    from gankern.ops._triton import SETTINGS_FILE
+
+    path = Path(args.out) if args.out else SETTINGS_FILE
+    if not path.parent.is_dir():
+        raise InputError(f"--out {path}: the folder {path.parent} isn't there")
+    found = tune.tune(_plan(args), print)
+    tune.write(found, path, torch.cuda.get_device_name())
+    print(f"wrote {path}")
+    return 0
