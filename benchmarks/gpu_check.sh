@@ -58,7 +58,7 @@ else
 from gankern.bench.timing import Clock
 clock = Clock()
 print(f"copy {clock.copy_rate():.0f} GB/s, bf16 matrix product {clock.matmul_rate():.0f} TFLOP/s")'
-    stage tests 70 python3 -m pytest -q -p no:cacheprovider -m gpu tests
+    stage tests 75 python3 -m pytest -q -p no:cacheprovider -m gpu tests
     stage memory 130 python3 -m gankern bench ops --quick --seconds 105 --network config-f-1024,progan \
         --ops "${GPU_CHECK_OPS:-bias_act,upfirdn2d,pixel_norm,instance_norm}" --out "$out/ops_memory_$gpu.json"
     stage modulated 100 python3 -m gankern bench ops --quick --seconds 80 --network config-f-1024 \

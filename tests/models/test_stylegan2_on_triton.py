@@ -1,4 +1,4 @@
-"""StyleGAN2 on the Triton kernels (in the interpreter) against the reference network: outputs, gradients of all losses."""
+"""StyleGAN2 on the Triton kernels (in the interpreter) against the reference: outputs and all losses' gradients."""
 
 import contextlib
 import importlib

@@ -1,5 +1,7 @@
 """Every operator on a GPU against itself on the CPU in float64: value, first and second order, both layouts."""
 
+import math
+
 import pytest
 import torch
 
@@ -10,6 +12,19 @@ pytestmark = pytest.mark.gpu
 F4 = ops.setup_filter([1, 3, 3, 1])
 CALLS = {
     "bias_act": (lambda act, x, b: ops.bias_act(x, b, act=act), [(4, 6, 8, 8), (6,)]),
+    "bias_act-residual": (
+        lambda act, x, b, r: ops.bias_act(x, b, act=act, residual=r),
+        [(4, 6, 8, 8), (6,), (4, 6, 8, 8)],
+    ),
+    "instance_norm": (lambda act, x, w, b: ops.instance_norm(x, w, b, act=act), [(4, 6, 8, 8), (4, 6), (6,)]),
+    "bias_act_upfirdn2d": (
+        lambda act, x, b: ops.bias_act_upfirdn2d(x, b, F4.to(x.device), act=act, padding=[2, 2, 2, 2]),
+        [(4, 6, 8, 8), (6,)],
+    ),
+    "upfirdn2d_bias_act": (
+        lambda act, x, b: ops.upfirdn2d_bias_act(x, F4.to(x.device), b, up=2, padding=[2, 1, 2, 1], act=act),
+        [(4, 6, 8, 8), (6,)],
+    ),
     "pixel_norm": (lambda act, x: ops.pixel_norm(x), [(4, 6, 8, 8)]),
     "minibatch_stddev": (lambda act, x: ops.minibatch_stddev(x, 4, 3), [(4, 6, 8, 8)]),
     "upsample2d": (lambda act, x: ops.upsample2d(x * x, F4.to(x.device)), [(4, 6, 8, 8)]),
@@ -24,6 +39,22 @@ CALLS = {
             x, w, s, n, 2, 1, F4.to(x.device), flip_weight=False, bias=b, act=act
         ),
         [(4, 6, 8, 8), (8, 6, 3, 3), (4, 6), (4, 1, 16, 16), (8,)],
+    ),
+    "modulated_conv2d-chain": (
+        lambda act, x, w, s, n, b, k, t: ops.modulated_conv2d(
+            x, w, s, n, 2, 1, F4.to(x.device), bias=b, act=act, noise_strength=k, styled=True, next_styles=t
+        ),
+        [(4, 6, 8, 8), (8, 6, 3, 3), (4, 6), (16, 16), (8,), (1,), (4, 8)],
+    ),
+    "modulated_conv2d-to-rgb": (
+        lambda act, x, w, s, b: ops.modulated_conv2d(x, w, s, demodulate=False, bias=b),
+        [(4, 6, 8, 8), (3, 6, 1, 1), (4, 6), (3,)],
+    ),
+    "modulated_conv2d-gemm": (  # in channels_last and half types the implicit matrix product, else the usual way
+        lambda act, x, w, s, n, b: ops.modulated_conv2d(
+            x, w, s, n, padding=1, bias=b, act=act, impl="triton_gemm" if x.is_cuda else None
+        ),
+        [(4, 32, 9, 7), (48, 32, 3, 3), (4, 32), (9, 7), (48,)],
     ),
 }
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}  # of the norm
@@ -49,7 +80,10 @@ def derivatives(call, dtype, device, rounded_to, channels_last=False):
     # in half types rounding decides on which side of a kink a value falls: no bound holds there
     y = fn("lrelu" if rounded_to == torch.float32 else "tanh", *inputs)
     first = torch.autograd.grad(y, inputs, draw(y.shape), create_graph=True)
-    second = torch.autograd.grad(first, inputs, [draw(g.shape) for g in first], allow_unused=True)
+    along = [(g, draw(g.shape)) for g in first]
+    depends = [(g, v) for g, v in along if g.requires_grad]  # the gradient of what enters linearly is dy's alone
+    values, directions = zip(*depends, strict=True)
+    second = torch.autograd.grad(values, inputs, directions, allow_unused=True)
     zeros = [torch.zeros_like(t) if g is None else g for t, g in zip(inputs, second, strict=True)]
     return [t.detach().double().cpu() for t in (y, *first, *zeros)]
 
@@ -60,5 +94,7 @@ def derivatives(call, dtype, device, rounded_to, channels_last=False):
 def test_gpu_equals_cpu(call, dtype, channels_last):
     want = derivatives(call, torch.float64, "cpu", dtype)
     got = derivatives(call, dtype, "cuda", dtype, channels_last)
+    # a sum over all of y that happens to cancel is as wrong as its terms are: so large is such a sum by nature
+    natural = 0.3 * math.sqrt(want[0].numel())
     for number, (a, b) in enumerate(zip(got, want, strict=True)):
-        assert (a - b).norm() <= TOLERANCE[dtype] * b.norm().clamp(min=1), f"output {number}"
+        assert (a - b).norm() <= TOLERANCE[dtype] * b.norm().clamp(min=natural), f"output {number}"

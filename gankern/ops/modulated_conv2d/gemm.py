@@ -34,7 +34,7 @@ MAX_CHANNELS = 128
 CONFIGS["layer_gemm"] = (
     {"BM": 128, "BK": 32, "num_warps": 8, "num_stages": 3},
     {"BM": 64, "BK": 32, "num_warps": 4, "num_stages": 3},
-    {"BM": 128, "BK": 64, "num_warps": 8, "num_stages": 2},
+    {"BM": 128, "BK": 32, "num_warps": 8, "num_stages": 4},
 )
 
 

@@ -189,7 +189,8 @@ def gradients(dy, dys, t: Tensors, y, ys, layer: Layer, needs: list[bool]) -> li
     operators, from those of y and of y · next_styles (None for the one that isn't there)."""
     need_x, need_w, need_s, need_d, need_noise, need_strength, need_b, need_next = needs
     if not layer.plain:
-        y = scaled(ys, 1 / t.next_styles.where(t.next_styles != 0, 1))  # y isn't known where its style is zero
+        known = t.next_styles.where(t.next_styles != 0, 1)  # y isn't known where its style is zero
+        y = (statistics(ys) / known[:, :, None, None]).to(ys.dtype)
     dnext = _image_sum(statistics(dys) * y).to(t.next_styles.dtype) if need_next else None
     if dys is not None:
         styled = scaled(dys, t.next_styles)
