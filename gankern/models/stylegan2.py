@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gankern import ops
 from gankern.nn import EqualizedConv2d, EqualizedLinear, ModulatedConv2d, ToRGB
-from gankern.nn.layers import NOISE_MODES, conv_pair
+from gankern.nn.layers import NOISE_MODES, add_filter, conv_pair
 
 ARCHITECTURES = ("skip", "orig", "resnet")
 FILTER = (1, 3, 3, 1)
@@ -107,7 +107,7 @@ class SynthesisBlock(nn.Module):
         super().__init__()
         self.in_channels, self.resolution = in_channels, resolution
         self.architecture, self.dtype = architecture, dtype
-        self.register_buffer("resample_filter", ops.setup_filter(FILTER, separable=False))
+        add_filter(self, FILTER)
         if in_channels == 0:
             self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
         else:
@@ -135,7 +135,7 @@ class SynthesisBlock(nn.Module):
             x = self.conv0(x, next(w), noise_mode)
             x = self.conv1(x, next(w), noise_mode)
         if img is not None:
-            img = ops.upsample2d(img, self.resample_filter)
+            img = ops.upsample2d(img, self.resample_taps)
         if self.has_rgb:
             y = self.torgb(x, next(w)).to(torch.promote_types(x.dtype, torch.float32))
             img = y if img is None else img + y
@@ -259,7 +259,7 @@ class DiscriminatorBlock(nn.Module):
     ):
         super().__init__()
         self.resolution, self.architecture, self.dtype = resolution, architecture, dtype
-        self.register_buffer("resample_filter", ops.setup_filter(FILTER, separable=False))
+        add_filter(self, FILTER)
         self.has_rgb = in_channels == 0 or architecture == "skip"
         if self.has_rgb:
             self.fromrgb = EqualizedConv2d(img_channels, mid_channels, 1, act="lrelu", clamp=clamp)
@@ -273,7 +273,7 @@ class DiscriminatorBlock(nn.Module):
         if self.has_rgb:
             y = self.fromrgb(img.to(self.dtype))
             x = y if x is None else x + y
-            img = ops.downsample2d(img, self.resample_filter) if self.architecture == "skip" else img
+            img = ops.downsample2d(img, self.resample_taps) if self.architecture == "skip" else img
         if self.architecture == "resnet":
             y = self.skip(x, gain=math.sqrt(0.5))
             return conv_pair(self.conv0, self.conv1, x, math.sqrt(0.5), y), img

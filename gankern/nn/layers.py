@@ -12,6 +12,28 @@ from gankern import ops
 NOISE_MODES = ("random", "const", "none")
 
 
+def _separated(f: Tensor) -> Tensor:
+    """f [k, k] as one list [k] where it is the outer product of one, which costs half the arithmetic; else f."""
+    total = f.sum()
+    if f.shape[0] != f.shape[1] or not total > 0:
+        return f.clone()
+    taps = f.sum(0) / total.sqrt()
+    return taps if torch.allclose(torch.outer(taps, taps), f, rtol=1e-6, atol=1e-9) else f.clone()
+
+
+def add_filter(module: nn.Module, taps: Sequence[float]) -> None:
+    """Give `module` a resampling filter: the buffer `resample_filter` [k, k] as checkpoints have it, and
+    `resample_taps`, which isn't saved: the same in the form in which it runs, made anew from a loaded state."""
+    module.register_buffer("resample_filter", ops.setup_filter(taps, separable=False))
+    module.register_buffer("resample_taps", ops.setup_filter(taps), persistent=False)
+
+    def refresh(module: nn.Module, _) -> None:
+        if not module.resample_filter.is_meta:
+            module.resample_taps = _separated(module.resample_filter)
+
+    module.register_load_state_dict_post_hook(refresh)
+
+
 class EqualizedLinear(nn.Module):
     """Fully connected layer with equalized learning rate: act(x · (w·g)ᵀ + b·lr), g = lr/√in.
 
@@ -68,7 +90,7 @@ class EqualizedConv2d(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        self.register_buffer("resample_filter", ops.setup_filter(resample_filter, separable=False))
+        add_filter(self, resample_filter)
         self.act, self.up, self.down, self.clamp = act, up, down, clamp
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
 
@@ -87,7 +109,7 @@ class EqualizedConv2d(nn.Module):
         y = ops.conv2d_resample(
             x,
             w,
-            self.resample_filter,
+            self.resample_taps,
             up=self.up,
             down=self.down,
             padding=w.shape[-1] // 2,
@@ -112,7 +134,7 @@ def conv_pair(first: EqualizedConv2d, second: EqualizedConv2d, x: Tensor, gain: 
         y = second(first(x), gain=gain)
         return y if residual is None else y + residual
     w, b, act = first.operands(x)
-    f, k = second.resample_filter, second.weight.shape[-1]
+    f, k = second.resample_taps, second.weight.shape[-1]
     t = ops.conv2d(x, w, padding=w.shape[-1] // 2)
     t = ops.bias_act_upfirdn2d(t, b, f, padding=ops.downsample_padding(f, k // 2), **act)
     w, b, act = second.operands(x, gain)
@@ -144,7 +166,7 @@ class ModulatedConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
-        self.register_buffer("resample_filter", ops.setup_filter(resample_filter, separable=False))
+        add_filter(self, resample_filter)
         self.up, self.act, self.clamp, self.resolution = up, act, clamp, resolution
 
     def forward(self, x: Tensor, w: Tensor, noise_mode: str = "random", gain: float = 1.0) -> Tensor:
@@ -162,7 +184,7 @@ class ModulatedConv2d(nn.Module):
             noise_strength=None if noise is None else self.noise_strength,
             up=self.up,
             padding=self.weight.shape[-1] // 2,
-            resample_filter=self.resample_filter,
+            resample_filter=self.resample_taps,
             flip_weight=self.up == 1,
             bias=self.bias.to(x.dtype),
             act=self.act,

@@ -112,3 +112,15 @@ def test_they_print_their_sizes():
     assert "8, 3, act=linear, lr_multiplier=0.01" in repr(EqualizedLinear(8, 3, lr_multiplier=0.01))
     assert "4, 3, kernel_size=3, up=2, resolution=16" in repr(ModulatedConv2d(4, 3, 6, 16, up=2))
     assert "4, 3" in repr(ToRGB(4, 3, 6))
+
+
+def test_a_loaded_filter_runs_in_its_separable_form():
+    layer, other = EqualizedConv2d(2, 3, 1, down=2), EqualizedConv2d(2, 3, 1, down=2, resample_filter=(1, 2, 5, 2))
+    assert layer.resample_taps.shape == (4,)
+    assert "resample_taps" not in layer.state_dict()
+    layer.load_state_dict(other.state_dict())
+    torch.testing.assert_close(layer.resample_taps, other.resample_taps)
+    state = other.state_dict() | {"resample_filter": torch.tensor([[0.5, 0.0], [0.0, 0.5]])}  # no outer product
+    layer.resample_filter = torch.zeros(2, 2)
+    layer.load_state_dict(state)
+    assert torch.equal(layer.resample_taps, state["resample_filter"])
