@@ -143,13 +143,21 @@ def _fir_sites(network: Network) -> list[Site]:
     return up + blur + down + [Site("image up", 3, r // 2) for _, r in network.levels(8)]
 
 
+def _filters(make: Make) -> Tensors:
+    """The filter as gankern runs it, and whole for plain convolutions."""
+    return {"f": make.fir(), "whole": make.fir(whole=True)}
+
+
 def _fir_tensors(site: Site, make: Make) -> Tensors:
-    return {"x": make.image(site, more=site.kind == "blur after up"), "f": make.fir()}
+    t = {"x": make.image(site, more=site.kind == "blur after up")} | _filters(make)
+    if "taps" in site.kind:
+        t["f"] = make.fir(4 if "4x4" in site.kind else 12, whole="x" in site.kind)
+    return t
 
 
 def _upfirdn2d(site: Site, t: Tensors, impl: str | None) -> Tensor:
     x, f = t["x"], t["f"]
-    if site.kind == "blur after up":
+    if site.kind in ("blur after up", "4x4 taps", "12x12 taps"):
         return ops.upfirdn2d(x, f, padding=1, gain=4, impl=impl)
     if site.kind == "blur before down":
         return ops.upfirdn2d(x, f, padding=2, impl=impl)
@@ -162,7 +170,7 @@ def _plain_fir(x: Tensor, f: Tensor, padding: int, stride: int = 1) -> Tensor:
 
 
 def _upfirdn2d_eager(site: Site, t: Tensors) -> Tensor:
-    x, f = t["x"], t["f"]
+    x, f = t["x"], t["whole"]
     if site.kind == "image up":
         c = x.shape[1]
         return F.conv_transpose2d(x, (f * 4).to(x.dtype).expand(c, 1, 4, 4), stride=2, padding=1, groups=c)
@@ -175,7 +183,7 @@ def _upfirdn2d_eager(site: Site, t: Tensors) -> Tensor:
 
 
 def _filter_act_tensors(site: Site, make: Make) -> Tensors:
-    return {"x": make.image(site, more=1), "bias": make(site.channels), "f": make.fir()}
+    return {"x": make.image(site, more=1), "bias": make(site.channels)} | _filters(make)
 
 
 def _filter_act(site: Site, t: Tensors, impl: str | None) -> Tensor:
@@ -184,11 +192,11 @@ def _filter_act(site: Site, t: Tensors, impl: str | None) -> Tensor:
 
 
 def _filter_act_eager(site: Site, t: Tensors) -> Tensor:
-    return _plain_act(_plain_fir(t["x"], t["f"] * 4, 1) + _along(t["bias"], t["x"]))
+    return _plain_act(_plain_fir(t["x"], t["whole"] * 4, 1) + _along(t["bias"], t["x"]))
 
 
 def _act_filter_tensors(site: Site, make: Make) -> Tensors:
-    return {"x": make.image(site), "bias": make(site.channels), "f": make.fir()}
+    return {"x": make.image(site), "bias": make(site.channels)} | _filters(make)
 
 
 def _act_filter(site: Site, t: Tensors, impl: str | None) -> Tensor:
@@ -196,7 +204,7 @@ def _act_filter(site: Site, t: Tensors, impl: str | None) -> Tensor:
 
 
 def _act_filter_eager(site: Site, t: Tensors) -> Tensor:
-    return _plain_fir(_plain_act(t["x"] + _along(t["bias"], t["x"])), t["f"], 2)
+    return _plain_fir(_plain_act(t["x"] + _along(t["bias"], t["x"])), t["whole"], 2)
 
 
 # -- modulated_conv2d -------------------------------------------------------------------------------------------------
@@ -218,7 +226,7 @@ def _modulated_tensors(site: Site, make: Make) -> Tensors:
     if site.kind != "torgb":
         size = site.size * 2 if site.kind == "conv0 up" else site.size
         t |= {"noise": make(make.batch, 1, size, size, grad=False, dtype=wide), "strength": make(1, dtype=wide)}
-        t |= {"f": make.fir()}
+        t |= _filters(make)
     return t | {"next": make(make.batch, site.out, dtype=wide)} if "chained" in site.kind else t
 
 
@@ -245,7 +253,7 @@ def _modulated_eager(site: Site, t: Tensors) -> Tensor:
     if "chained" not in site.kind:
         x = x * s.to(x.dtype)[:, :, None, None]
     if site.kind == "conv0 up":
-        x = _plain_fir(F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2), t["f"] * 4, 1)
+        x = _plain_fir(F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2), t["whole"] * 4, 1)
     else:
         x = F.conv2d(x, kernel, padding=1)
     d = (s.square() @ w.square().sum([2, 3]).t() + 1e-8).rsqrt()
@@ -303,7 +311,10 @@ OPS: dict[str, Op] = {
         _upfirdn2d,
         _upfirdn2d_eager,
         {"forward": (1, 1), "backward": (1, 1), "double": (1, 1)},
-        tuple(Site(kind, *_MIDDLE) for kind in ("blur after up", "blur before down", "down", "image up")),
+        tuple(
+            Site(kind, *_MIDDLE)
+            for kind in ("blur after up", "blur before down", "down", "image up", "4x4 taps", "12 taps", "12x12 taps")
+        ),
     ),
     "upfirdn2d_bias_act": Op(
         lambda network: [site for site in _fir_sites(network) if site.kind == "blur after up"],

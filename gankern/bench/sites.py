@@ -70,6 +70,7 @@ class Make:
         size = (site.size + more,) * 2 if site.size else ()
         return self(self.batch, site.channels, *size)
 
-    def fir(self) -> Tensor:
-        """The 4-tap filter, 2-D and float32 as the networks keep it."""
-        return ops.setup_filter(FILTER, separable=False).to(self.device)
+    def fir(self, taps: int = 4, whole: bool = False) -> Tensor:
+        """The 4-tap filter in float32, as one list (so the networks run it) or `whole`; or 12 taps like it."""
+        f = FILTER if taps == 4 else range(1, taps + 1)
+        return ops.setup_filter(list(f), separable=not whole).to(self.device)
