@@ -26,7 +26,7 @@ stage() {
     local name=$1 limit=$2 begun=$SECONDS status=0
     shift 2
     printf '\n===== %s: %s\n' "$name" "$*" >>"$log"
-    timeout --kill-after=5 "$limit" "$@" >>"$log" 2>&1 || status=$?
+    timeout --signal=INT --kill-after=5 "$limit" "$@" >>"$log" 2>&1 || status=$?
     local fate=ok
     [ "$status" -eq 124 ] || [ "$status" -eq 137 ] && fate="FAILED (over $limit s)"
     [ "$fate" = ok ] && [ "$status" -ne 0 ] && fate="FAILED (exit $status)"
@@ -37,7 +37,7 @@ stage() {
 if [ "$dry" = 1 ]; then
     gpu=cpu
 else
-    gpu=$(timeout 20 python3 -c '
+    gpu=$(timeout 60 python3 -c '
 import torch
 print(torch.cuda.get_device_name().lower().replace(" ", "-").replace("/", "-"))') || {
         echo "gpu_check: torch can use no CUDA GPU here (GPU_CHECK_DRY=1 tries the script without one)" | tee -a "$summary" >&2
@@ -53,22 +53,27 @@ if [ "$dry" = 1 ]; then
     stage phases-256 60 python3 benchmarks/phases.py --resolution 16 --channel-base 128 --batch 4 --precision fp32 \
         --impl reference --rounds 2 --json "$out/phases_256_$gpu.json"
 else
-    stage environment 25 python3 -m gankern env
-    stage rates 20 python3 -c '
+    spread=$(python3 -c 'import xdist' 2>/dev/null && echo "-n 12 --dist worksteal")
+    stage environment 15 python3 -m gankern env
+    stage rates 15 python3 -c '
 from gankern.bench.timing import Clock
 clock = Clock()
 print(f"copy {clock.copy_rate():.0f} GB/s, bf16 matrix product {clock.matmul_rate():.0f} TFLOP/s")'
-    stage tests 75 python3 -m pytest -q -p no:cacheprovider -m gpu tests
-    stage memory 130 python3 -m gankern bench ops --quick --seconds 105 --network config-f-1024,progan \
-        --ops "${GPU_CHECK_OPS:-bias_act,upfirdn2d,pixel_norm,instance_norm}" --out "$out/ops_memory_$gpu.json"
-    stage modulated 100 python3 -m gankern bench ops --quick --seconds 80 --network config-f-1024 \
-        --ops modulated_conv2d --out "$out/ops_modulated_$gpu.json"
-    stage small 30 python3 -m gankern bench ops --seconds 15 --network config-f-1024 --batch 8,32 \
-        --ops minibatch_stddev,pixel_norm --out "$out/ops_small_$gpu.json"
-    stage phases-256 50 python3 benchmarks/phases.py --resolution 256 --channel-base 16384 --batch 16 \
+    stage precompile 55 python3 benchmarks/precompile.py
+    # shellcheck disable=SC2086  # options, to be split
+    stage tests 75 python3 -m pytest -v --tb=short $spread -p no:cacheprovider -m gpu \
+        tests/ops tests/training tests/metrics tests/bench
+    stage phases-256 45 python3 benchmarks/phases.py --resolution 256 --channel-base 16384 --batch 16 \
         --json "$out/phases_256_$gpu.json"
-    stage phases-1024 80 python3 benchmarks/phases.py --resolution 1024 --channel-base 32768 --batch 8 \
+    stage modulated 80 python3 -m gankern bench ops --quick --seconds 60 --network config-f-1024 \
+        --ops modulated_conv2d --providers eager,compile,triton,triton_gemm --out "$out/ops_modulated_$gpu.json"
+    stage phases-1024 65 python3 benchmarks/phases.py --resolution 1024 --channel-base 32768 --batch 8 \
         --rounds 5 --json "$out/phases_1024_$gpu.json"
+    stage memory 75 python3 -m gankern bench ops --quick --seconds 60 --network config-f-1024,progan \
+        --ops "${GPU_CHECK_OPS:-bias_act,upfirdn2d,pixel_norm,instance_norm,upfirdn2d_bias_act,bias_act_upfirdn2d}" \
+        --out "$out/ops_memory_$gpu.json"
+    stage small 25 python3 -m gankern bench ops --seconds 12 --network config-f-1024 --batch 8,32 \
+        --ops minibatch_stddev,pixel_norm --out "$out/ops_small_$gpu.json"
 fi
 timeout 10 python3 benchmarks/summarise.py "$out" >>"$summary" 2>>"$log" || failed=1
 printf '\n'

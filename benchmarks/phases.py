@@ -110,7 +110,11 @@ def main() -> int:
     result = {"machine": report.machine(), "settings": vars(args) | {"json": None}, "phases": {}}
     wrong = False
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    errors = {impl: difference(config, device, impl) for impl in args.impl.split(",")}
+    # the reference last: it needs the most memory, and is the one to do without
+    impls = sorted(args.impl.split(","), key=lambda impl: impl == "reference")
+    errors = {impl: 0.0 if impl == "reference" else difference(config, device, impl) for impl in impls}
+    if device == "cuda":
+        torch.cuda.empty_cache()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     phases = build(config, device)
@@ -121,14 +125,19 @@ def main() -> int:
             print(f"{impl:<14}WRONG: losses or gradients differ from the reference's by {error:.1e}; not timed")
             wrong = True
             continue
-        rows = {name: timed(phases, name, real, impl, args.rounds) for name in WEIGHTS}
+        try:
+            rows = {name: timed(phases, name, real, impl, args.rounds) for name in WEIGHTS}
+        except torch.OutOfMemoryError as reason:
+            print(f"{impl:<14}out of memory: {str(reason).splitlines()[0]}")
+            result["phases"][impl] = {"failure": "out of memory"}
+            continue
         step = sum(WEIGHTS[name] * row["median"] for name, row in rows.items())
         peak = max(row["peak_bytes"] or 0 for row in rows.values())
         result["phases"][impl] = rows | {"s_per_kimg": step / args.batch * 1000, "difference": error}
         cells = "".join(f"{1000 * row['median']:>10.2f}" for row in rows.values())
-        print(f"{impl:<14}{cells}{step / args.batch * 1000:>10.3f}{peak / 1e9:>10.2f}")
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"{impl:<14}{cells}{step / args.batch * 1000:>10.3f}{peak / 1e9:>10.2f}", flush=True)
+        if args.json:  # after each: a time limit may end the run
+            args.json.write_text(json.dumps(result, indent=1) + "\n")
     return 1 if wrong else 0
 
 

@@ -54,6 +54,7 @@ class Case:
         if mode not in passes:
             return None
         times_x, times_y = passes[mode]
+        times_x += mode == "forward" and "residual" in self.site.kind  # read forward; backward it is dy itself
         return times_x * x.numel() * x.element_size() + times_y * y.numel() * y.element_size()
 
     def shrunk(self, channels: int = 8, size: int = 8) -> "Case":

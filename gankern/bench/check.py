@@ -125,10 +125,12 @@ class Gate:
         found = {"y": y.detach()}
         if self.order == 0:
             return found
-        dy = dy.requires_grad_(self.order == 2)
-        first = torch.autograd.grad(y, wrt, dy, create_graph=self.order == 2)
+        # without a graph, as training runs it: under create_graph other kernels make the same gradients
+        first = torch.autograd.grad(y, wrt, dy.detach(), retain_graph=self.order == 2)
         found |= {f"d{k}": g.detach() for k, g in zip(names, first, strict=True)}
         if self.order == 2:
+            dy = dy.detach().requires_grad_()
+            first = torch.autograd.grad(y, wrt, dy, create_graph=True)
             second = torch.autograd.grad(first, [dy, *wrt], v, allow_unused=True)
             found |= {f"dd{k}": g for k, g in zip(["y", *names], second, strict=True) if g is not None}
             found["ddy"] = found["ddy"] * self.keep

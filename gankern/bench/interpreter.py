@@ -37,6 +37,7 @@ def mend() -> None:
         return plain_dot(self, widened(a), widened(b), *rest)
 
     prepared, plain_prepare, plain_launch = set(), interpreter._patch_lang, interpreter.GridExecutor.__call__
+    plain_tensor = interpreter._patch_lang_tensor
 
     def launch(self, *args, **kwargs):
         prepared.clear()  # the launch before has undone its own
@@ -48,6 +49,12 @@ def mend() -> None:
         prepared.add(id(fn.__globals__))
         return plain_prepare(fn)
 
+    def patch_tensor(tensor, scope):
+        plain_tensor(tensor, scope)
+        # Triton 3.6 calls int() of an array of one dimension, which numpy 2.4 refuses
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
     interpreter.GridExecutor.__call__, interpreter._patch_lang = launch, prepare
+    interpreter._patch_lang_tensor = patch_tensor
     convert.plain = plain
     interpreter._convert_float, builder.create_dot = convert, dot

@@ -157,7 +157,9 @@ def _fir_tensors(site: Site, make: Make) -> Tensors:
 
 def _upfirdn2d(site: Site, t: Tensors, impl: str | None) -> Tensor:
     x, f = t["x"], t["f"]
-    if site.kind in ("blur after up", "4x4 taps", "12x12 taps"):
+    if site.kind == "12x12 taps":
+        return ops.upfirdn2d(x, f, padding=6, impl=impl)
+    if site.kind in ("blur after up", "4x4 taps"):
         return ops.upfirdn2d(x, f, padding=1, gain=4, impl=impl)
     if site.kind == "blur before down":
         return ops.upfirdn2d(x, f, padding=2, impl=impl)
@@ -292,7 +294,7 @@ OPS: dict[str, Op] = {
         _stddev,
         _stddev_eager,
         {"forward": (1, 1), "backward": (2, 1), "double": (3, 2)},
-        (Site("image", 512, 4),),
+        (Site("image", 512, 4), Site("image", 512, 64)),
     ),
     "instance_norm": Op(
         _norm_sites,

@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ def check_batches(text: str) -> tuple[int, ...]:
 
 
 def spots(plan: Plan) -> list[Spot]:
-    """Every case of a plan, each once, in the order in which they are run: of quick ones the largest first."""
+    """Every case of a plan, each once, as they are run: of quick ones each operator's largest first."""
     found: dict[Spot, int] = {}
     for op, network in itertools.product(plan.ops, plan.networks):
         for case, batch, dtype, layout in itertools.product(
@@ -89,7 +90,14 @@ def spots(plan: Plan) -> list[Spot]:
             found[spot] = case.least_bytes("forward", *spot.sizes())
     if not plan.quick:
         return list(found)
-    return sorted((spot for spot in found if found[spot] >= QUICK_BYTES), key=found.__getitem__, reverse=True)
+    large = sorted((spot for spot in found if found[spot] >= QUICK_BYTES), key=found.__getitem__, reverse=True)
+    # the operators in turn, so that a limit on time leaves none of them out
+    met: Counter[str] = Counter()
+    place = {}
+    for spot in large:
+        place[spot] = met[spot.case.op]
+        met[spot.case.op] += 1
+    return sorted(large, key=place.__getitem__)
 
 
 # -- on a GPU ---------------------------------------------------------------------------------------------------------
@@ -174,7 +182,7 @@ def gate_batch(spot: Spot) -> int:
     """The batch to check at: the case's own where a dozen float64 copies of x fit, else half of it, and so on."""
     batch, numel = spot.batch, max(t.numel() for t in spot.sizes())
     free = torch.cuda.mem_get_info()[0]
-    while batch > 8 and 12 * 8 * numel * batch // spot.batch > free:
+    while batch > 4 and 12 * 8 * numel * batch // spot.batch > free:
         batch //= 2
     return batch
 

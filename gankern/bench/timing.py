@@ -1,11 +1,11 @@
 """Timing on a GPU: CUDA events around each run, the L2 cache flushed before it, median and quartiles.
 
-Before each run the device waits about half a millisecond, in which the host queues the run's launches: what is timed is
-the device's work, as in a training step whose host runs ahead. A run that the host needs longer for is measured as slow
-as it is.
+Before each run the device waits for as long as the host needs to queue the run's launches (half a millisecond at
+least): what is timed is the device's work, as in a training step whose host runs ahead or in a CUDA graph.
 """
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +14,8 @@ import torch
 FLUSH_BYTES = 256 * 2**20
 COPY_BYTES = 2**30
 WAIT_CYCLES = 1_000_000
+HOST_CYCLES = 3e9  # of the device's clock, a second of the host's: more than any card has
+SPIN = 0.5  # seconds
 LEAST, MOST = 10, 100
 
 
@@ -52,20 +54,30 @@ class Clock:
         self.budget = budget
         l2 = getattr(torch.cuda.get_device_properties(None), "L2_cache_size", 0)
         self.buffer = torch.empty(max(FLUSH_BYTES, 2 * l2), dtype=torch.int8, device="cuda")
+        end = time.monotonic() + SPIN
+        while time.monotonic() < end:  # an idle card runs at a fraction of its clock
+            for _ in range(50):
+                self.buffer.zero_()
+            torch.cuda.synchronize()
 
     def time(self, steps: Sequence[Callable[[], object]]) -> Timing:
         """Runs the steps in turn, each on input of its own, after a warm-up of all of them."""
         for step in steps:
             step()
-        once = self._run([steps[i % len(steps)] for i in range(3)])
-        return quartiles(self._run([steps[i % len(steps)] for i in range(repeats(min(once), self.budget))]))
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        for step in steps:
+            step()
+        cycles = max(WAIT_CYCLES, int(HOST_CYCLES * (time.perf_counter() - begun) / len(steps)))
+        once = self._run([steps[i % len(steps)] for i in range(3)], cycles)
+        return quartiles(self._run([steps[i % len(steps)] for i in range(repeats(min(once), self.budget))], cycles))
 
-    def _run(self, steps: Sequence[Callable[[], object]]) -> list[float]:
+    def _run(self, steps: Sequence[Callable[[], object]], cycles: int) -> list[float]:
         events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in steps]
         torch.cuda.synchronize()
         for step, (begin, end) in zip(steps, events, strict=True):
             self.buffer.zero_()
-            torch.cuda._sleep(WAIT_CYCLES)
+            torch.cuda._sleep(cycles)
             begin.record()
             result = step()
             end.record()

@@ -57,11 +57,14 @@ def dense(x: Tensor) -> Tensor:
     return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
 
 
+def dense_as(t: Tensor, channels_last: bool) -> Tensor:
+    """t as NCHW or channels_last: itself where it lies so, else a copy."""
+    return t.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
 def dense_like(t: Tensor, like: Tensor) -> Tensor:
-    """t in the memory format of `like`, which is dense: itself where it has it, else a copy."""
-    if t.stride() == like.stride():
-        return t
-    return t.contiguous(memory_format=torch.channels_last if is_channels_last(like) else torch.contiguous_format)
+    """t in the memory format of `like`, a dense tensor of the same shape: itself where it has it, else a copy."""
+    return t if t.stride() == like.stride() else dense_as(t, is_channels_last(like))
 
 
 def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -101,7 +104,7 @@ def programs(x: Tensor, waves: int) -> int:
 @functools.cache
 def as_held(number: float, dtype: torch.dtype) -> float:
     """A clamp as `dtype` rounds it: what a clamped value in a tensor is equal to."""
-    return float(torch.tensor(number, dtype=torch.float64).to(dtype))
+    return float(torch.tensor(number, dtype=torch.float64, device="cpu").to(dtype))
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

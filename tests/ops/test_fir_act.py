@@ -279,3 +279,15 @@ def test_compiles_whole(order):
         found.append([y, *torch.autograd.grad(y.sum(), list(inputs.values()))])
     for got, want in zip(*found, strict=True):
         assert torch.equal(got, want)
+
+
+def test_an_output_of_one_pixel_in_channels_last():
+    """It lies in both memory formats, while x is channels_last alone."""
+    f = setup_filter([1, 2, 3, 1])
+    inputs = {"x": rand(2, 3, 4, 4, channels_last=True, grad=True), "bias": rand(3, seed=1, grad=True)}
+    assert_same_derivatives(
+        lambda x, bias: bias_act_upfirdn2d(x, bias, f, act="lrelu"),
+        lambda x, bias: test_upfirdn2d.truth(test_bias_act.truth(x, bias, act="lrelu"), f),
+        inputs,
+        1e-12,
+    )

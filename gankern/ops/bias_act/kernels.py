@@ -158,7 +158,7 @@ def _backward(
             g += _bias_of(ddb, r, c, rows, cols, channels, BY_ROW).to(ACC)
         if REF:
             a, passes = _argument(ref, bias, offsets, mask, r, c, rows, cols, channels, SPEC, ACC)
-            g = g * slope(a, SPEC[0], SPEC[1]) * SPEC[2]
+            g = g * slope(a, tl.constexpr(SPEC[0]), SPEC[1]) * SPEC[2]
             g = tl.where(passes, g, 0.0)
         else:
             g = g * SPEC[2]
@@ -191,6 +191,7 @@ def _second(
     BK: tl.constexpr,
 ):
     """grad_dy = v · slope and grad_ref = v · dy · slope', with v = ddx + ddb; Σ grad_ref as `_backward` sums dx."""
+    ACT: tl.constexpr = SPEC[0]  # Triton 3.6 takes no bare string as a function's argument
     j, i, many = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     total = tl.zeros([BM, BK], ACC)
     tiles = tl.cdiv(cols, BK) if BY_ROW else tl.cdiv(rows, BM)
@@ -204,12 +205,12 @@ def _second(
             v += _bias_of(ddb, r, c, rows, cols, channels, BY_ROW).to(ACC)
         g = tl.load(dy + offsets, mask=mask, other=0.0).to(ACC)
         a, passes = _argument(ref, bias, offsets, mask, r, c, rows, cols, channels, SPEC, ACC)
-        t = v * g * slope_grad(a, SPEC[0])
+        t = v * g * slope_grad(a, ACT)
         # with respect to y = gain · a the gain of the slope and the 1/gain of a cancel; x has them, and a's own slope
         t = t * SPEC[2] if SPEC[6] or SPEC[2] == 0 else t
-        t = t * slope(a, SPEC[0], SPEC[1]) if SPEC[6] and SPEC[0] != "swish" else t
+        t = t * slope(a, ACT, SPEC[1]) if SPEC[6] and ACT != "swish" else t
         t = tl.where(passes & mask, t, 0.0)
-        tl.store(grad_dy + offsets, tl.where(passes, v * slope(a, SPEC[0], SPEC[1]) * SPEC[2], 0.0), mask=mask)
+        tl.store(grad_dy + offsets, tl.where(passes, v * slope(a, ACT, SPEC[1]) * SPEC[2], 0.0), mask=mask)
         tl.store(grad_ref + offsets, t, mask=mask)
         if BIAS_GRAD:
             total += t

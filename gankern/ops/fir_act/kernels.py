@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gankern.ops import _impl
 from gankern.ops._activations import activate, clamped, slope, unclamped
-from gankern.ops._triton import CONFIGS, cdiv, config, dense, dense_like, empty, is_channels_last, launch
+from gankern.ops._triton import CONFIGS, cdiv, config, dense, dense_as, dense_like, empty, is_channels_last, launch
 from gankern.ops.bias_act import kernels as bias_act
 from gankern.ops.upfirdn2d import kernels as upfirdn2d
 from gankern.ops.upfirdn2d.strip import (
@@ -57,11 +57,12 @@ def _factor(ref, offset, mask, b, SPEC: tl.constexpr, ACC: tl.constexpr):
             y = t
             a = t / SPEC[2] if SPEC[2] != 0 else t
         else:
-            a = activate(t + b, SPEC[0], SPEC[1])
+            a = activate(t + b, tl.constexpr(SPEC[0]), SPEC[1])
             y = a * SPEC[2]
             if SPEC[0] == "swish":
                 a = t + b
-        return tl.where(unclamped(y, SPEC[3]), slope(a, SPEC[0], SPEC[1]) * SPEC[2], tl.full([], 0.0, ACC))
+        rate = slope(a, tl.constexpr(SPEC[0]), SPEC[1]) * SPEC[2]
+        return tl.where(unclamped(y, SPEC[3]), rate, tl.full([], 0.0, ACC))
 
 
 @triton.jit
@@ -70,7 +71,7 @@ def _load_act(
 ):
     x, b = args
     u = tl.load(x + start + offset, mask=mask, other=0.0).to(ACC) + b
-    v = clamped(activate(u, SPEC[0], SPEC[1]) * SPEC[2], SPEC[3])
+    v = clamped(activate(u, tl.constexpr(SPEC[0]), SPEC[1]) * SPEC[2], SPEC[3])
     return tl.where(mask, v, tl.full([], 0.0, ACC)), state  # act(b) is not 0: padding comes after it
 
 
@@ -92,7 +93,7 @@ def _load_grad(
 @triton.jit
 def _store_act(args, state, row, col, start, offset, mask, v, SPEC: tl.constexpr, ACC: tl.constexpr):
     y, b = args
-    v = clamped(activate(v + b, SPEC[0], SPEC[1]) * SPEC[2], SPEC[3])
+    v = clamped(activate(v + b, tl.constexpr(SPEC[0]), SPEC[1]) * SPEC[2], SPEC[3])
     tl.store(y + start + offset, v, mask=mask)
     return state
 
@@ -353,7 +354,9 @@ def act_filter_backward(
 ) -> tuple[Tensor, Tensor]:
     """(dx, db) of `act_filter`; `fir` is already the adjoint's. x is None where act is linear and without a clamp."""
     x = None if x is None else dense(x)
-    dz = dense(dz) if x is None else dense_like(dz, x)
+    dz = dense(dz) if x is None else dense_as(dz, is_channels_last(x))
+    if x is not None and is_channels_last(x) != is_channels_last(dz):
+        x = x.contiguous()  # a dz of 1x1 lies in both formats, and counts as NCHW
     dx, db = empty((*dz.shape[:2], *size), dz), dz.new_empty(dz.shape[1] if bias_grad else 0)
     if not _impl.launching():
         return dx, db

@@ -92,7 +92,7 @@ def _forward(
         u = tl.load(x + offsets, mask=mask, other=0.0).to(ACC)
         s = _factor(weight, offsets, mask, plane, alive, channels, SPEC, ACC)
         u = (u - mean) * r * s + _param(bias, offsets, mask, plane, alive, channels, SPEC[7], ACC)
-        tl.store(y + offsets, activate(u, SPEC[0], SPEC[1]) * SPEC[2], mask=mask)
+        tl.store(y + offsets, activate(u, tl.constexpr(SPEC[0]), SPEC[1]) * SPEC[2], mask=mask)
 
 
 # -- backward ---------------------------------------------------------------------------------------------------------
@@ -110,8 +110,8 @@ def _gradient(
     if SPEC[0] != "linear":
         a = h * s + _param(bias, offsets, mask, plane, alive, channels, SPEC[7], ACC)
         if SPEC[0] != "swish":
-            a = activate(a, SPEC[0], SPEC[1])
-        g = g * slope(a, SPEC[0], SPEC[1])
+            a = activate(a, tl.constexpr(SPEC[0]), SPEC[1])
+        g = g * slope(a, tl.constexpr(SPEC[0]), SPEC[1])
     return g, h, s
 
 

@@ -49,7 +49,7 @@ def _pixels(x: Tensor) -> list[int]:
 def _normalised(x: Tensor, eps: float, biased: bool) -> tuple[Tensor, Tensor, int]:
     """h, r (kept dims) and D."""
     xf, pixels = _wide(x), _pixels(x)
-    d = math.prod(x.shape[2:]) - (not biased)
+    d = math.prod(x.shape[2:]) - int(not biased)
     centred = xf - xf.mean(pixels, keepdim=True)
     r = (centred.square().sum(pixels, keepdim=True) / d + eps).rsqrt()
     return centred * r, r, d

@@ -42,7 +42,7 @@ def _activated(args, state, row, col, start, offset, mask, v, SPEC: tl.constexpr
         v += tl.load(noise + row * width + col, mask=mask, other=0.0).to(ACC) * amount
     if SPEC[7]:
         v += b
-    v = clamped(activate(v, SPEC[0], SPEC[1]) * SPEC[2], SPEC[3])
+    v = clamped(activate(v, tl.constexpr(SPEC[0]), SPEC[1]) * SPEC[2], SPEC[3])
     if SPEC[9]:
         tl.store(y + start + offset, v, mask=mask)
     if SPEC[10]:
@@ -124,7 +124,7 @@ def _gradient(
             g += tl.load(dy + start + offset, mask=mask, other=0.0).to(ACC)
     else:
         g = tl.load(dy + start + offset, mask=mask, other=0.0).to(ACC)
-    rate = slope(v, SPEC[0], SPEC[1]) * SPEC[2]
+    rate = slope(v, tl.constexpr(SPEC[0]), SPEC[1]) * SPEC[2]
     g = tl.where(mask & unclamped(v, SPEC[3]), g * rate, zero)
     if OWN:
         own = tl.where(mine, g, zero)

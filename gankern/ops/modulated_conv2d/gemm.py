@@ -96,7 +96,7 @@ def _gemm(
         total += (eta * tl.load(strength).to(ACC) if HAS[3] else eta)[:, None]
     if HAS[4]:
         total += tl.load(bias + out, mask=there, other=0.0).to(ACC)[None, :]
-    v = clamped(activate(total, ACT[0], ACT[1]) * ACT[2], ACT[3])
+    v = clamped(activate(total, tl.constexpr(ACT[0]), ACT[1]) * ACT[2], ACT[3])
     at = (n * pixels + px)[:, None] * channels + out[None, :]
     mask = (px < pixels)[:, None] & there[None, :]
     if WRITES[0]:

@@ -123,7 +123,7 @@ def _forward(
         u += eta * tl.load(strength).to(ACC) if HAS[2] else eta
     if HAS[3]:
         u += _of_channels(bias, ch, channels, NHWC, ACC)
-    v = clamped(activate(u, ACT[0], ACT[1]) * ACT[2], ACT[3])
+    v = clamped(activate(u, tl.constexpr(ACT[0]), ACT[1]) * ACT[2], ACT[3])
     if WRITES[0]:
         tl.store(y + offsets, v, mask=mask)
     if WRITES[1]:
@@ -184,7 +184,7 @@ def _backward(
             g += styled * s
             if SUMS[3]:
                 sum_s += styled * v
-        rate = slope(v, ACT[0], ACT[1]) * ACT[2]
+        rate = slope(v, tl.constexpr(ACT[0]), ACT[1]) * ACT[2]
         g = tl.where(unclamped(v, ACT[3]), g * rate, zero)
         if SUMS[0]:
             sum_g += g
