@@ -168,7 +168,7 @@ def _upfirdn2d(site: Site, t: Tensors, impl: str | None) -> Tensor:
 
 def _plain_fir(x: Tensor, f: Tensor, padding: int, stride: int = 1) -> Tensor:
     c = x.shape[1]
-    return F.conv2d(x, f.to(x.dtype).expand(c, 1, 4, 4), padding=padding, stride=stride, groups=c)
+    return F.conv2d(x, f.to(x.dtype).expand(c, 1, *f.shape), padding=padding, stride=stride, groups=c)
 
 
 def _upfirdn2d_eager(site: Site, t: Tensors) -> Tensor:
@@ -176,7 +176,12 @@ def _upfirdn2d_eager(site: Site, t: Tensors) -> Tensor:
     if site.kind == "image up":
         c = x.shape[1]
         return F.conv_transpose2d(x, (f * 4).to(x.dtype).expand(c, 1, 4, 4), stride=2, padding=1, groups=c)
-    if site.kind == "blur after up":
+    if site.kind == "12 taps":
+        c, f = x.shape[1], torch.outer(t["f"], t["f"]) * 4
+        return F.conv_transpose2d(x, f.to(x.dtype).expand(c, 1, 12, 12), stride=2, padding=5, groups=c)
+    if site.kind == "12x12 taps":
+        return _plain_fir(x, t["f"].flip(0, 1), 6)
+    if site.kind in ("blur after up", "4x4 taps"):
         return _plain_fir(x, f * 4, 1)
     return _plain_fir(x, f, 2) if site.kind == "blur before down" else _plain_fir(x, f, 1, stride=2)
 

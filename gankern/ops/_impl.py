@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -141,7 +142,7 @@ def implementations() -> dict[str, dict[str, str]]:
 
 # -- dry runs ----------------------------------------------------------------------------------------------------------
 
-_dry = 0
+_dry = threading.local()  # .depth; a thread of autograd's may launch while another one traces
 _recorder: list | None = None
 
 
@@ -150,12 +151,11 @@ def fake(fn: Callable) -> Callable:
 
     @functools.wraps(fn)
     def run(*args, **kwargs):
-        global _dry
-        _dry += 1
+        _dry.depth = getattr(_dry, "depth", 0) + 1
         try:
             return fn(*args, **kwargs)
         finally:
-            _dry -= 1
+            _dry.depth -= 1
 
     return run
 
@@ -174,7 +174,7 @@ def register(name: str, fn: Callable) -> torch.library.CustomOpDef:
 
 def launching() -> bool:
     """Whether a launch function should go on to its launches: not in a dry run, unless they are being recorded."""
-    return not _dry or _recorder is not None
+    return not getattr(_dry, "depth", 0) or _recorder is not None
 
 
 @contextlib.contextmanager
@@ -190,4 +190,4 @@ def record(into: list | None = None) -> Iterator[list]:
 
 def recorder() -> list | None:
     """The list that collects launches, where this is a dry run being recorded."""
-    return _recorder if _dry else None
+    return _recorder if getattr(_dry, "depth", 0) else None

@@ -20,6 +20,8 @@ KERNELS = dict.fromkeys(("upfirdn2d_bias_act", "bias_act_upfirdn2d"), "fir_act.k
 KERNELS["modulated_conv2d"] = "modulated_conv2d.fused"
 STORES_SUMS = {"instance_norm_statistics", "instance_norm_sums"}
 """Kernels that read images and write a few sums of them."""
+LOADS_SUMS = {"minibatch_stddev_fill"}
+"""The other way round."""
 FIR = {"upfirdn2d", "filter_act", "filter_act_backward", "act_filter", "act_filter_backward", "act_filter_tangent"}
 FIR |= {"layer_fir_forward", "layer_fir_backward"}
 """In NCHW each tap reads rows shifted by a pixel, which no 16 bytes are aligned to; the networks run channels_last."""
@@ -84,7 +86,8 @@ def test_memory_bound_kernels_load_and_store_128_bits(compiled_ones):
     narrow = [
         f"{describe(fact)}: loads {fact.loads}, stores {fact.stores}"
         for fact in checked
-        if fact.widest("loads") < 128 or (fact.widest("stores") < 128 and fact.kernel not in STORES_SUMS)
+        if (fact.widest("loads") < 128 and fact.kernel not in LOADS_SUMS)
+        or (fact.widest("stores") < 128 and fact.kernel not in STORES_SUMS)
     ]
     assert not narrow, "\n".join(narrow)
 

@@ -91,7 +91,7 @@ def derivatives(call, act, dtype, device, rounded_to, channels_last=False):
     return [t.detach().double().cpu() for t in (y, *plain, *first, *zeros)]
 
 
-# in half types rounding decides on which side of a kink a value falls: no bound holds there, and linear goes lrelu's way
+# in half types rounding decides on which side of a kink a value falls, and no bound holds; linear goes lrelu's way
 ACTS = {torch.float32: ("lrelu",), torch.bfloat16: ("tanh", "linear"), torch.float16: ("tanh", "linear")}
 WAYS = [pytest.param(dtype, act, id=f"{dtype}-{act}") for dtype, acts in ACTS.items() for act in acts]
 
