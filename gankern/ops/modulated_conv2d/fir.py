@@ -7,7 +7,7 @@
 The filter is `upfirdn2d`'s strip; what `kernels` does to a tile stands here in the strip's hooks.
 """
 
-from collections.abc import Sequence
+import functools
 
 import torch
 import triton
@@ -241,19 +241,20 @@ def forward(t: Tensor, f: Tensor, fir: dict, o: Operands, plain: bool) -> tuple[
     return y, ys
 
 
-def fits(f: Tensor, fir: dict, size: Sequence[int], out_size: Sequence[int]) -> bool:
-    """Whether the fused kernels take this filter: small enough to unroll, and every output pixel read by the strip of
-    the backward pass that is to count it in its sums."""
-    up, padding = fir["up"], fir["padding"]
+@functools.cache
+def fits(taps: tuple, up: int, padding: tuple, size: tuple, out_size: tuple) -> bool:
+    """Whether the fused kernels take a filter of shape `taps`: small enough to unroll, and every output pixel read by
+    the strip of the backward pass that is to count it in its sums."""
+    f = torch.empty(taps, device="meta")
     configs = CONFIGS["layer_fir_forward"] + CONFIGS["layer_fir_backward"]
     if not all(unrollable(f, (up, up), (1, 1), c) and unrollable(f, (1, 1), (up, up), c) for c in configs):
         return False
     reverse = adjoint_padding(f, size, out_size, (up, up), (1, 1), padding)
-    for inputs, outputs, pad0, taps in (
-        (out_size[1], size[1], reverse[0], f.shape[-1]),
-        (out_size[0], size[0], reverse[2], f.shape[0]),
+    for inputs, outputs, pad0, k in (
+        (out_size[1], size[1], reverse[0], taps[-1]),
+        (out_size[0], size[0], reverse[2], taps[0]),
     ):
-        along = axis(1, up, pad0, taps)
+        along = axis(1, up, pad0, k)
         if inputs > outputs * up or first(along) > 0 or first(along) + count(along) < step(along):
             return False
     return True

@@ -7,6 +7,7 @@ and y in, dt out) and the convolution's two gradients. An x that isn't styled ye
 import torch
 from torch import Tensor
 
+from gankern.ops import _impl
 from gankern.ops.conv2d import conv2d_backward, library_conv2d
 from gankern.ops.modulated_conv2d import fir, gemm, kernels
 from gankern.ops.modulated_conv2d.layer import Layer, Tensors, gradients
@@ -112,11 +113,11 @@ def backward(dy, dys, t: Tensors, y, ys, layer: Layer, needs: list[bool]) -> lis
 
 
 def _filter_fused(t: Tensors, layer: Layer) -> bool:
-    """Whether the filter of an upsampling layer stands in the pass."""
-    if layer.up == 1:
-        return False
-    size = layer.before_fir(t.x, t.weight)
-    return fir.fits(t.f, layer.fir_args(t.weight, t.f), size, layer.out_size(t.x, t.weight))
+    """Whether the filter of an upsampling layer stands in the pass. (A dry run sees no difference.)"""
+    if layer.up == 1 or not _impl.launching():
+        return layer.up == 2
+    args, sizes = layer.fir_args(t.weight, t.f), (layer.before_fir(t.x, t.weight), layer.out_size(t.x, t.weight))
+    return fir.fits(tuple(t.f.shape), args["up"], tuple(args["padding"]), *map(tuple, sizes))
 
 
 def _through_pass(dy, dys, y, ys, t: Tensors, layer: Layer, sums, need_noise: bool):
