@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Setup:
     capabilities: tuple[tuple[int, int], ...]
     platform: str
     interpret: bool
+    compiler: bool = True
 
 
 PROBLEMS: tuple[tuple[Callable[[Setup], bool], str], ...] = (
@@ -44,6 +46,10 @@ PROBLEMS: tuple[tuple[Callable[[Setup], bool], str], ...] = (
     (
         lambda s: any(c < MIN_CAPABILITY for c in s.capabilities),
         "a GPU older than sm_80: the kernels don't run on it, eager PyTorch does",
+    ),
+    (
+        lambda s: bool(s.capabilities) and s.triton is not None and s.triton < (3, 7) and not s.compiler,
+        "no C compiler: triton 3.6 builds its launcher with one at a kernel's first launch (install gcc or set CC)",
     ),
     (lambda s: not s.cuda_build and not s.capabilities, "this torch was built without CUDA: it uses no GPU"),
 )
@@ -68,6 +74,7 @@ def setup() -> Setup:
         capabilities=tuple(torch.cuda.get_device_capability(i) for i in range(count)),
         platform=sys.platform,
         interpret=os.environ.get("TRITON_INTERPRET") == "1",
+        compiler=any(shutil.which(name) for name in (os.environ.get("CC") or "gcc", "clang")),
     )
 
 

@@ -160,6 +160,7 @@ def test_a_good_machine_has_no_known_problem():
         ({"interpret": True}, "TRITON_INTERPRET"),
         ({"cuda_build": False, "capabilities": ()}, "without CUDA"),
         ({"platform": "darwin", "triton": None}, "no official build"),
+        ({"triton": (3, 6), "torch": (2, 11), "compiler": False}, "no C compiler"),
     ],
 )
 def test_known_problems(change, word):
