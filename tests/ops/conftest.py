@@ -23,8 +23,9 @@ def _one_thread():
 
 
 def pytest_generate_tests(metafunc):
-    unforced = metafunc.definition.get_closest_marker("unforced")
-    impls = ["default"] if unforced else getattr(metafunc.module, "IMPLS", ["default"])
+    marked = metafunc.definition.get_closest_marker
+    impls = getattr(metafunc.module, "IMPLS", ["default"])
+    impls = ["default"] if marked("unforced") else ["triton"] if marked("kernels") else impls
     metafunc.parametrize("impl", impls, indirect=True)
 
 

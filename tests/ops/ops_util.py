@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -93,3 +94,9 @@ def _first_order(fn, inputs, dys):
 
 def is_format(t, channels_last):
     return t.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def spare(impl, wanted):
+    """The interpreter is slow: a kernel is spared what its other tests show as well."""
+    if impl != "reference" and not wanted:
+        pytest.skip("the kernel's other cases cover it")

@@ -4,7 +4,7 @@ import pytest
 import test_bias_act
 import test_upfirdn2d
 import torch
-from ops_util import assert_close, assert_half_error, assert_same_derivatives, check_gradients, is_format, rand
+from ops_util import assert_close, assert_half_error, assert_same_derivatives, check_gradients, is_format, rand, spare
 from torch._subclasses import FakeTensorMode
 
 from gankern.ops import _triton, bias_act_upfirdn2d, no_weight_gradients, setup_filter, upfirdn2d_bias_act
@@ -40,12 +40,6 @@ def plain(order, f, fir, act):
     if order == "filter-first":
         return lambda x, bias=None: test_bias_act.truth(test_upfirdn2d.truth(x, f, **fir), bias, **act)
     return lambda x, bias=None: test_upfirdn2d.truth(test_bias_act.truth(x, bias, **act), f, **fir)
-
-
-def spare(impl, wanted):
-    """The interpreter is slow: a kernel is spared what its other tests show as well."""
-    if impl != "reference" and not wanted:
-        pytest.skip("the kernel's other cases cover it")
 
 
 def inputs_of(n=2, channels_last=False, dtype=torch.float64, shape=(3, 6, 5)):
@@ -194,11 +188,10 @@ def test_no_weight_gradients(order):
     assert db is None
 
 
+@pytest.mark.kernels
 @ORDERS
 @FORMATS
 def test_every_setting(order, channels_last, impl):
-    if impl == "reference":
-        pytest.skip("settings are the kernels'")
     f, fir = FILTERS["up"]
     args = order, f, fir, {"act": "lrelu", "clamp": 0.5}
     names = ("filter_act", "filter_act_backward") if order == "filter-first" else ("act_filter", "act_filter_backward")

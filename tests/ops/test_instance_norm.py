@@ -108,13 +108,12 @@ def test_parity_of_odd_shapes(shape, biased):
     assert_same_derivatives(lambda **t: instance_norm(**t, **args), lambda **t: truth(**t, **args), inputs, 1e-8)
 
 
+@pytest.mark.kernels
 @FORMATS
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize(("weight", "bias"), [(None, None), ("C", "NC"), ("NCHW", "C"), ("NCHW", "NCHW")])
 def test_split_planes(weight, bias, biased, channels_last, impl):
     """Planes that don't fit a tile: chunks, several tiles a chunk, a last chunk that isn't full."""
-    if impl == "reference":
-        pytest.skip("the kernels' planes")
     inputs = inputs_of((2, 3, 5, 43) if biased else (1, 2, 150), weight, bias)
     if channels_last and biased:
         inputs = {k: t.detach() for k, t in inputs.items()}
@@ -139,11 +138,10 @@ def _launches():
     patch.undo()
 
 
+@pytest.mark.kernels
 @FORMATS
 @pytest.mark.parametrize("name", ["forward", "backward", "sums", "statistics"])
 def test_every_setting(name, channels_last, impl):
-    if impl == "reference":
-        pytest.skip("the kernels' settings")
     import gankern.ops.instance_norm.kernels  # noqa: F401  (declares the settings)
 
     inputs = inputs_of((2, 3, 9, 7), "NC", "C", channels_last=channels_last)
@@ -300,12 +298,11 @@ def _grads(y, inputs):
     return torch.autograd.grad(y.square().sum(), list(inputs.values()))
 
 
+@pytest.mark.kernels
 @FORMATS
 @pytest.mark.parametrize("size", [(16, 16), (256, 256)], ids=str)
 def test_a_batch_compiles_nothing_anew(size, channels_last, impl):
     """Constants, shape classes and specialised numbers don't depend on the batch."""
-    if impl == "reference":
-        pytest.skip("the kernels' arguments")
 
     def launches(n):
         x = torch.empty(n, 32, *size, device="meta", dtype=torch.bfloat16)

@@ -90,23 +90,21 @@ def forced(**settings):
     return stack
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("alone", [10**6, 0], ids=["alone", "chunks"])
 @pytest.mark.parametrize(("n", "group_size", "num_channels"), [(4, 2, 3), (3, None, 1), (20, None, 1)])
 def test_many_tiles(n, group_size, num_channels, alone, channels_last, impl):
     """Several tiles a program, chunks whose sums a second launch adds, and groups larger than a tile."""
-    if impl == "reference":
-        pytest.skip("the kernels' tiles")
     inputs = {"x": rand(n, 6, 2, 3, channels_last=channels_last, grad=True)}
     args = {"group_size": group_size, "num_channels": num_channels}
     with forced(TILE=32, ALONE=alone):
         assert_same_derivatives(lambda x: minibatch_stddev(x, **args), lambda x: truth(x, **args), inputs, 1e-9)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", ["forward", "backward", "second", "fill"])
 def test_every_setting(name, impl):
-    if impl == "reference":
-        pytest.skip("the kernels' settings")
     import gankern.ops.minibatch_stddev.kernels  # noqa: F401  (declares the settings)
 
     inputs = {"x": rand(4, 4, 9, 7, grad=True)}
@@ -143,11 +141,10 @@ def test_opcheck_of_second_order(channels_last, impl):
     torch.library.opcheck(torch.ops.gankern.minibatch_stddev_second.default, [v, dy, x, 2, 2, 1e-8, impl])
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("size", [4, 128])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 def test_a_batch_compiles_nothing_anew(size, channels_last, impl):
-    if impl == "reference":
-        pytest.skip("the kernels' arguments")
 
     def launches(n):
         x = torch.empty(n, 64, size, size, device="meta")

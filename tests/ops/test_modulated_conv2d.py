@@ -218,11 +218,10 @@ def test_path_length_like_penalty():
 # -- the implicit matrix product ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", ["plain", "full", "clamp", "no-demod", "to-rgb", "convolve", "valid", "tanh"])
 def test_implicit_gemm(case, dtype, impl):
-    if impl != "triton":
-        pytest.skip("forced by name, once")
     shape = (2, 3, 4) if dtype == torch.float64 else (2, 32, 48)
     inputs, args = build(case, channels_last=True, shape=shape, size=(9, 15))
     inputs = {k: t.detach() / (17 if k == "weight" and dtype != torch.float64 else 1) for k, t in inputs.items()}

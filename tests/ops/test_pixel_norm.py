@@ -69,12 +69,11 @@ def test_keeps_the_memory_format(channels_last):
     assert is_format(dx, channels_last)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("tile", [1, 16, 64])
 def test_vectors_longer_than_a_tile(tile, channels_last, impl):
     """Whole vectors in a tile, and vectors of several tiles, to second order."""
-    if impl == "reference":
-        pytest.skip("the kernels' tiles")
     inputs = {"x": rand(2, 71 if tile > 1 else 7, 3, 1 if tile == 1 else 3, channels_last=channels_last, grad=True)}
     settings = {"TILE": tile, "num_warps": 1}
     with contextlib.ExitStack() as stack:
@@ -83,10 +82,9 @@ def test_vectors_longer_than_a_tile(tile, channels_last, impl):
         assert_same_derivatives(pixel_norm, truth, inputs)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", ["forward", "backward", "second"])
 def test_every_setting(name, impl):
-    if impl == "reference":
-        pytest.skip("the kernels' settings")
     import gankern.ops.pixel_norm.kernels  # noqa: F401  (declares the settings)
 
     for settings in CONFIGS[f"pixel_norm_{name}"]:
@@ -121,11 +119,10 @@ def test_opcheck_of_second_order(channels_last, impl):
     torch.library.opcheck(torch.ops.gankern.pixel_norm_second.default, [*tensors, 1, 1e-8, impl])
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("shape", [(64, 32, 32), (512,)], ids=str)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 def test_a_batch_compiles_nothing_anew(shape, channels_last, impl):
-    if impl == "reference":
-        pytest.skip("the kernels' arguments")
 
     def launches(n):
         x = torch.empty(n, *shape, device="meta")

@@ -6,7 +6,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops_util import assert_close, assert_half_error, assert_same_derivatives, check_gradients, is_format, leaf, rand
+from ops_util import (
+    assert_close,
+    assert_half_error,
+    assert_same_derivatives,
+    check_gradients,
+    is_format,
+    leaf,
+    rand,
+    spare,
+)
 from torch.nn.functional import pad
 
 from gankern.ops import _triton, downsample2d, setup_filter, upfirdn2d, upfirdn2d_reference, upsample2d
@@ -32,12 +41,6 @@ CASES = {
 }
 EVERY = pytest.mark.parametrize("case", CASES)
 FEW = ("up2", "down2", "anisotropic")
-
-
-def spare(impl, wanted):
-    """The interpreter is slow: a kernel is spared what its other tests show as well."""
-    if impl != "reference" and not wanted:
-        pytest.skip("the kernel's other cases cover it")
 
 
 def truth(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1):
@@ -135,11 +138,10 @@ def test_parity_of_large_filters(case, channels_last):
     assert_same_derivatives(lambda x: upfirdn2d(x, f, **args), lambda x: truth(x, f, **args), inputs, 1e-12)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("case", ["up2", "down2"])
 def test_every_setting(case, channels_last, impl):
-    if impl == "reference":
-        pytest.skip("settings are the kernels'")
     f, args = taps(case)
     x = rand(1, 3, 5, 6, channels_last=channels_last)
     tiny = {"BYTES": 64, "ROWS": 3, "PX": 2, "AHEAD": case == "up2", "num_warps": 1}
