@@ -93,6 +93,16 @@ def timed(phases: Phases, name: str, real: torch.Tensor, impl: str, rounds: int)
     return {"median": median, "q1": q1, "q3": q3, "peak_bytes": peak}
 
 
+def measured(phases: Phases, real: torch.Tensor, impl: str, args: argparse.Namespace) -> dict:
+    """All phases of one implementation, and what they make of a step; or its failure."""
+    try:
+        rows = {name: timed(phases, name, real, impl, args.rounds) for name in WEIGHTS}
+    except torch.OutOfMemoryError:
+        return {"failure": "out of memory"}
+    step = sum(WEIGHTS[name] * row["median"] for name, row in rows.items())
+    return rows | {"s_per_kimg": step / args.batch * 1000}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--resolution", type=int, default=256)
@@ -121,21 +131,17 @@ def main() -> int:
     real = torch.rand(args.batch, 3, args.resolution, args.resolution, device=device) * 2 - 1
     print(f"{'ms (median)':<14}" + "".join(f"{name:>10}" for name in WEIGHTS) + f"{'s/kimg':>10}{'peak GB':>10}")
     for impl, error in errors.items():
-        if not error <= ALLOWED:
-            print(f"{impl:<14}WRONG: losses or gradients differ from the reference's by {error:.1e}; not timed")
-            wrong = True
-            continue
-        try:
-            rows = {name: timed(phases, name, real, impl, args.rounds) for name in WEIGHTS}
-        except torch.OutOfMemoryError as reason:
-            print(f"{impl:<14}out of memory: {str(reason).splitlines()[0]}")
-            result["phases"][impl] = {"failure": "out of memory"}
-            continue
-        step = sum(WEIGHTS[name] * row["median"] for name, row in rows.items())
-        peak = max(row["peak_bytes"] or 0 for row in rows.values())
-        result["phases"][impl] = rows | {"s_per_kimg": step / args.batch * 1000, "difference": error}
-        cells = "".join(f"{1000 * row['median']:>10.2f}" for row in rows.values())
-        print(f"{impl:<14}{cells}{step / args.batch * 1000:>10.3f}{peak / 1e9:>10.2f}", flush=True)
+        row = (
+            measured(phases, real, impl, args) if error <= ALLOWED else {"failure": f"WRONG by {error:.1e}: not timed"}
+        )
+        wrong |= not error <= ALLOWED  # NaN too
+        result["phases"][impl] = row | {"difference": error}
+        if "failure" in row:
+            print(f"{impl:<14}{row['failure']}", flush=True)
+        else:
+            cells = "".join(f"{1000 * row[name]['median']:>10.2f}" for name in WEIGHTS)
+            peak = max(row[name]["peak_bytes"] or 0 for name in WEIGHTS)
+            print(f"{impl:<14}{cells}{row['s_per_kimg']:>10.3f}{peak / 1e9:>10.2f}", flush=True)
         if args.json:  # after each: a time limit may end the run
             args.json.write_text(json.dumps(result, indent=1) + "\n")
     return 1 if wrong else 0

@@ -19,6 +19,9 @@ def main(folder: Path) -> None:
         result = json.loads(path.read_text())
         print(f"\n{path.stem}, batch {result['settings']['batch']}")
         for impl, row in result["phases"].items():
+            if "failure" in row:
+                print(f"{impl:<12} {row['failure']}")
+                continue
             times = ", ".join(f"{name} {1000 * row[name]['median']:.1f} ms" for name in ("G", "G+PL", "D", "D+R1"))
             print(f"{impl:<12} {row['s_per_kimg']:.3f} s/kimg ({times})")
 
