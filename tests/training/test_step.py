@@ -19,7 +19,7 @@ class Recording(Trainer):
 
     def __init__(self, config, sample_labels=None):
         self.seen, self.warnings = [], []
-        no_labels = lambda n: torch.empty(n, config.c_dim)  # noqa: E731
+        no_labels = lambda n: torch.zeros(n, config.c_dim)  # noqa: E731
         super().__init__(config, "cpu", sample_labels or no_labels, self.warnings.append)
 
     def _update(self, phase, network, optimizer, losses):
