@@ -16,18 +16,7 @@ from gankern.ops._activations import activate, clamped, slope, unclamped
 from gankern.ops._triton import CONFIGS, cdiv, config, dense, dense_as, dense_like, empty, is_channels_last, launch
 from gankern.ops.bias_act import kernels as bias_act
 from gankern.ops.upfirdn2d import kernels as upfirdn2d
-from gankern.ops.upfirdn2d.strip import (
-    count,
-    fir_strip,
-    first,
-    first_row,
-    out_shape,
-    own_rows,
-    shape,
-    step,
-    tile_of,
-    turns,
-)
+from gankern.ops.upfirdn2d.strip import fir_strip, out_shape, shape, tile_of
 
 for _name in ("filter_act", "filter_act_backward", "act_filter", "act_filter_backward", "act_filter_tangent"):
     CONFIGS[_name] = (
@@ -243,21 +232,6 @@ def _grad_of_filter(
 # -- launches ---------------------------------------------------------------------------------------------------------
 
 
-def _covers(x: Tensor, y: Tensor, constants: dict) -> bool:
-    """Whether the strips of a filter from x to y read every pixel of x as their own: sums can be taken there."""
-    xs, ys, form = constants["X"], constants["Y"], constants["FORM"]
-    across, down = cdiv(y.shape[3], xs[4]) * step(xs), cdiv(y.shape[2], form[6]) * own_rows(form, ys)
-    top = first_row(form, ys)
-    return (
-        first(xs) <= 0
-        and first(xs) + count(xs) >= step(xs)
-        and top <= 0
-        and top + turns(form, ys) * step(ys) >= own_rows(form, ys)
-        and across >= x.shape[3]
-        and down >= x.shape[2]
-    )
-
-
 def _partial(x: Tensor, grid: int, form: tuple) -> Tensor:
     """Room for every program's sums, [programs, C] for channels_last, else [planes, programs]."""
     n, c = x.shape[:2]
@@ -281,7 +255,7 @@ def _launch(kernel, name: str, x: Tensor, f: Tensor, y: Tensor, tensors: tuple, 
     settings = config(name, key, x)
     grid, args, constants = upfirdn2d.plan(x, f, y, *fir, settings)
     if spec[6]:
-        if kernel is _filter_of_grad and not _covers(x, y, constants):
+        if kernel is _filter_of_grad and not upfirdn2d.covers(x, y, constants):
             return None
         partial = _partial(y if kernel is _grad_of_filter else x, grid[0], constants["FORM"])
         tensors = (*tensors[:-1], partial)

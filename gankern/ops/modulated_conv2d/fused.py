@@ -11,6 +11,7 @@ from gankern.ops import _impl
 from gankern.ops.conv2d import conv2d_backward, library_conv2d
 from gankern.ops.modulated_conv2d import fir, gemm, kernels
 from gankern.ops.modulated_conv2d.layer import Layer, Tensors, gradients
+from gankern.ops.modulated_conv2d.tile import Operands
 from gankern.ops.upfirdn2d import upfirdn2d, upfirdn2d_adjoint
 
 PER_SAMPLE_OUTPUTS = 16  # up to so many output channels a 1x1 layer is a small matrix of its own for every sample
@@ -26,12 +27,12 @@ def _linear(act: tuple[str, float, float, float]) -> bool:
     return name == "linear" and gain == 1 and clamp < 0
 
 
-def _operands(t: Tensors, layer: Layer) -> kernels.Operands:
-    return kernels.Operands(t.d, t.noise, t.strength, t.bias, t.next_styles, layer.activation)
+def _operands(t: Tensors, layer: Layer) -> Operands:
+    return Operands(t.d, t.noise, t.strength, t.bias, t.next_styles, layer.activation)
 
 
-def _style(s: Tensor) -> kernels.Operands:
-    return kernels.Operands(s, None, None, None, None, ("linear", 0.0, 1.0, -1.0))
+def _style(s: Tensor) -> Operands:
+    return Operands(s, None, None, None, None, ("linear", 0.0, 1.0, -1.0))
 
 
 def styled(x: Tensor, s: Tensor | None) -> Tensor:

@@ -24,7 +24,7 @@ from gankern.ops._triton import (
     pow2,
     size_class,
 )
-from gankern.ops.upfirdn2d.strip import fir_strip, kept, step, tile_of
+from gankern.ops.upfirdn2d.strip import count, fir_strip, first, first_row, kept, own_rows, step, tile_of, turns
 
 CONFIGS["upfirdn2d"] = (
     {"BYTES": 2048, "ROWS": 16, "PX": 1, "AHEAD": True, "num_warps": 4},
@@ -182,6 +182,21 @@ def unrollable(f: Tensor, up: Sequence[int], down: Sequence[int], settings: dict
     across, along = x[4] * cdiv(x[3], up[0]), y[4] * cdiv(y[3], up[1])
     steps = step(y) * across + along * x[4] if f.ndim == 1 else across * along
     return steps <= _UNROLLED and kept((f.ndim == 1,), y) * x[4] <= _KEPT
+
+
+def covers(x: Tensor, y: Tensor, constants: dict) -> bool:
+    """Whether the strips of a filter from x to y read every pixel of x as their own: sums can be taken there."""
+    xs, ys, form = constants["X"], constants["Y"], constants["FORM"]
+    across, down = cdiv(y.shape[3], xs[4]) * step(xs), cdiv(y.shape[2], form[6]) * own_rows(form, ys)
+    top = first_row(form, ys)
+    return (
+        first(xs) <= 0
+        and first(xs) + count(xs) >= step(xs)
+        and top <= 0
+        and top + turns(form, ys) * step(ys) >= own_rows(form, ys)
+        and across >= x.shape[3]
+        and down >= x.shape[2]
+    )
 
 
 def forward(
