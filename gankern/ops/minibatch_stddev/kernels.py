@@ -18,6 +18,7 @@ from gankern.ops._triton import (
     cdiv,
     config,
     dense,
+    dense_as,
     dense_like,
     empty,
     is_channels_last,
@@ -99,14 +100,34 @@ def _map_sum(dy, f, m, groups, group, channels, total, hw, LAST: tl.constexpr, A
 
 
 @triton.jit
-def _mean(t, at, alive, step, m, groups, group, end, ACC: tl.constexpr, BG: tl.constexpr, BT: tl.constexpr):
-    """Mean over the group's samples, item by item, in t's items at `at`. `end`: where the samples' loop ends."""
+def _mean(t, place, ACC: tl.constexpr, BG: tl.constexpr, BT: tl.constexpr):
+    """Mean over the group's samples, item by item. place: t's items, which exist, how far samples are apart, group m,
+    how many groups, how large, and where the loop over samples ends."""
+    at, alive, step, m, groups, group, end = place
     total = tl.zeros([BT], ACC)
     for first in range(0, end, BG):
         n, there = _samples(first, m, groups, group, BG)
         u = tl.load(t + n * step + at[None, :], mask=there & alive[None, :], other=0.0).to(ACC)
         total += tl.sum(u, 0)
     return total / group
+
+
+@triton.jit
+def _statistics(x, v, place, EPS: tl.constexpr, ACC: tl.constexpr, BG: tl.constexpr, BT: tl.constexpr):
+    """(μ [1, items], σ, Σ v·(x − μ) over the group's samples unless v is None) of x's items at `place`."""
+    mean = _mean(x, place, ACC, BG, BT)[None, :]
+    at, alive, step, m, groups, group, end = place
+    squares, shared = tl.zeros([BT], ACC), tl.zeros([BT], ACC)
+    for first in range(0, end, BG):
+        n, there = _samples(first, m, groups, group, BG)
+        mask = there & alive[None, :]
+        d = tl.load(x + n * step + at[None, :], mask=mask, other=0.0).to(ACC) - mean
+        d = tl.where(there, d, tl.zeros([BG, BT], ACC))
+        if v is not None:
+            w = tl.load(v + n * step + at[None, :], mask=mask, other=0.0).to(ACC)
+            shared += tl.sum(d * w, 0)
+        squares += tl.sum(d * d, 0)
+    return mean, tl.sqrt(squares / group + EPS), shared
 
 
 # -- kernels ----------------------------------------------------------------------------------------------------------
@@ -140,18 +161,13 @@ def _forward(
     sigmas = tl.zeros([BT], ACC)
     for first_item in range(tl.program_id(1) * BT, c * hw, many * BT):
         at, to, alive = _items(first_item, f, c, channels, hw, total, LAST, BT)
-        mean = _mean(x, at, alive, step, m, groups, group, end, ACC, BG, BT)[None, :]
-        squares = tl.zeros([BT], ACC)
-        for first in range(0, end, BG):
-            n, there = _samples(first, m, groups, group, BG)
-            u = tl.load(x + n * step + at[None, :], mask=there & alive[None, :], other=0.0).to(ACC)
-            d = u - mean
-            squares += tl.sum(tl.where(there, d * d, tl.zeros([BG, BT], ACC)), 0)
+        place = (at, alive, step, m, groups, group, end)
+        _, sigma, _ = _statistics(x, None, place, EPS, ACC, BG, BT)
         for first in range(0, end, BG):
             n, there = _samples(first, m, groups, group, BG)
             u = tl.load(x + n * step + at[None, :], mask=there & alive[None, :], other=0.0).to(ACC)
             tl.store(y + n * total * hw + to[None, :], u, mask=there & alive[None, :])
-        sigmas += tl.where(alive, tl.sqrt(squares / group + EPS), tl.zeros([BT], ACC))
+        sigmas += tl.where(alive, sigma, tl.zeros([BT], ACC))
     s = tl.sum(sigmas)
     if ALONE:
         _fill_map(y, s / (c * hw), f, m, groups, group, channels, total, hw, LAST, BG)
@@ -221,13 +237,9 @@ def _backward(
     t = t / (c * hw) / group
     for first_item in range(tl.program_id(1) * BT, c * hw, many * BT):
         at, to, alive = _items(first_item, f, c, channels, hw, total, LAST, BT)
-        mean = _mean(x, at, alive, step, m, groups, group, end, ACC, BG, BT)[None, :]
-        squares = tl.zeros([BT], ACC)
-        for first in range(0, end, BG):
-            n, there = _samples(first, m, groups, group, BG)
-            u = tl.load(x + n * step + at[None, :], mask=there & alive[None, :], other=0.0).to(ACC)
-            squares += tl.sum(tl.where(there, (u - mean) * (u - mean), tl.zeros([BG, BT], ACC)), 0)
-        scale = (t / tl.sqrt(squares / group + EPS))[None, :]
+        place = (at, alive, step, m, groups, group, end)
+        mean, sigma, _ = _statistics(x, None, place, EPS, ACC, BG, BT)
+        scale = (t / sigma)[None, :]
         for first in range(0, end, BG):
             n, there = _samples(first, m, groups, group, BG)
             mask = there & alive[None, :]
@@ -273,19 +285,10 @@ def _second(
     products = tl.zeros([BT], ACC)
     for first_item in range(tl.program_id(1) * BT, c * hw, many * BT):
         at, to, alive = _items(first_item, f, c, channels, hw, total, LAST, BT)
-        mean = _mean(x, at, alive, step, m, groups, group, end, ACC, BG, BT)[None, :]
-        v_mean = _mean(v, at, alive, step, m, groups, group, end, ACC, BG, BT)[None, :]
-        squares = tl.zeros([BT], ACC)
-        shared = tl.zeros([BT], ACC)
-        for first in range(0, end, BG):
-            n, there = _samples(first, m, groups, group, BG)
-            mask = there & alive[None, :]
-            d = tl.load(x + n * step + at[None, :], mask=mask, other=0.0).to(ACC) - mean
-            d = tl.where(mask, d, tl.zeros([BG, BT], ACC))
-            w = tl.load(v + n * step + at[None, :], mask=mask, other=0.0).to(ACC)
-            squares += tl.sum(d * d, 0)
-            shared += tl.sum(d * w, 0)
-        rs = 1 / tl.sqrt(squares / group + EPS)
+        place = (at, alive, step, m, groups, group, end)
+        v_mean = _mean(v, place, ACC, BG, BT)[None, :]
+        mean, sigma, shared = _statistics(x, v, place, EPS, ACC, BG, BT)
+        rs = 1 / sigma
         slope = (rs * rs * shared / group)[None, :]
         for first in range(0, end, BG):
             n, there = _samples(first, m, groups, group, BG)
@@ -347,10 +350,6 @@ def _map_sums(dy: Tensor, x: Tensor, group: int) -> Tensor:
     return t.reshape(group, -1).sum(0)
 
 
-def _like_y(dy: Tensor, x: Tensor) -> Tensor:
-    return dy.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
-
-
 def forward(x: Tensor, group: int, num_channels: int, eps: float) -> Tensor:
     """y [N, C + num_channels, H, W] in x's dtype and memory format."""
     x = dense(x)
@@ -372,7 +371,7 @@ def forward(x: Tensor, group: int, num_channels: int, eps: float) -> Tensor:
 def backward(dy: Tensor, x: Tensor, group: int, num_channels: int, eps: float) -> Tensor:
     """dx in x's dtype and memory format."""
     x = dense(x)
-    dy, dx = _like_y(dy, x), torch.empty_like(x)
+    dy, dx = dense_as(dy, is_channels_last(x)), torch.empty_like(x)
     if not _impl.launching():
         return dx
     key, settings, many, alone, constants = _plan("minibatch_stddev_backward", x, group, num_channels)
@@ -386,7 +385,7 @@ def backward(dy: Tensor, x: Tensor, group: int, num_channels: int, eps: float) -
 def second(v: Tensor, dy: Tensor, x: Tensor, group: int, num_channels: int, eps: float) -> tuple[Tensor, Tensor]:
     """Gradients of <dx, v> with respect to dy and x."""
     x = dense(x)
-    v, dy = dense_like(v, x), _like_y(dy, x)
+    v, dy = dense_like(v, x), dense_as(dy, is_channels_last(x))
     grad_dy, grad_x = torch.empty_like(dy), torch.empty_like(x)
     if not _impl.launching():
         return grad_dy, grad_x
