@@ -1,10 +1,12 @@
 """`gankern bench tune`: which of a kernel's settings is fastest for each shape class on the GPU at hand.
 
 Every setting is timed inside the operator's own mode (the kernel's share of it is what differs), after its numbers are
-checked; a setting replaces the default where it wins by more than noise.
+checked; a setting replaces the default where it wins by more than noise. So does the modulated layer's one kernel
+(`triton_gemm`) for the forward pass where it takes a layer.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -21,6 +23,9 @@ from gankern.ops import _impl
 
 GAIN = 0.97
 """A setting wins with less than this of the default's time."""
+
+GEMM, GEMM_WINS = "layer_gemm", "layer_gemm_wins"
+"""The modulated layer's one kernel, and the table's entry of whether it runs where nobody asks for it."""
 
 
 def kernels_of(spot: Spot) -> dict[str, tuple[str, str, str]]:
@@ -42,43 +47,85 @@ def winner(milliseconds: dict[int, float]) -> int:
     return best if 0 not in milliseconds or milliseconds[best] < GAIN * milliseconds[0] else 0
 
 
-def _times(spot: Spot, kernel: str, impl: str, mode: str, clock: Clock) -> Iterator[tuple[int, float]]:
-    """(index, milliseconds) of every setting that the GPU can run and that gives right numbers."""
+def _time(spot: Spot, impl: str, mode: str, clock: Clock, seed: int) -> float | None:
+    """Milliseconds; None where the GPU can't run it or its numbers are wrong."""
     from triton.runtime.errors import OutOfResources
 
+    call, found = check.provider(spot.case, impl), None
+    with contextlib.suppress(OutOfResources):
+        batch, order = run.gate_batch(spot), run.ORDER[mode]
+        gate = check.Gate(spot.case, spot.dtype, spot.layout, batch, run.DEVICE, order, seed)
+        right = gate.check(call, poison=True).ok
+        del gate
+        if right:
+            tensors = [spot.case.tensors(spot.dtype, spot.layout, spot.batch, run.DEVICE) for _ in range(2)]
+            found = clock.time([check.step(call, t, mode) for t in tensors]).median
+    torch.cuda.empty_cache()
+    return found
+
+
+def _settings_times(spot: Spot, kernel: str, impl: str, mode: str, clock: Clock) -> dict[int, float]:
+    """{index: milliseconds} of every setting that runs right."""
     from gankern.ops import _triton
 
-    call = check.provider(spot.case, impl)
+    found = {}
     for i, settings in enumerate(_triton.CONFIGS[kernel]):
-        with _triton.force_config(kernel, settings), contextlib.suppress(OutOfResources):
-            batch, order = run.gate_batch(spot), run.ORDER[mode]
-            gate = check.Gate(spot.case, spot.dtype, spot.layout, batch, run.DEVICE, order, seed=i)
-            right = gate.check(call, poison=True).ok
-            del gate
-            if right:
-                tensors = [spot.case.tensors(spot.dtype, spot.layout, spot.batch, run.DEVICE) for _ in range(2)]
-                yield i, clock.time([check.step(call, t, mode) for t in tensors]).median
-        torch.cuda.empty_cache()
+        with _triton.force_config(kernel, settings):
+            found[i] = _time(spot, impl, mode, clock, seed=i)
+    return {i: ms for i, ms in found.items() if ms is not None}
+
+
+def _gemm_times(spot: Spot, chosen: dict[str, int], clock: Clock) -> dict[int, float]:
+    """Milliseconds of the forward pass: {0: the library's convolution and a pass, 1: the one kernel}, each where it
+    runs right, with the settings `chosen` for their kernels."""
+    from gankern.ops import _triton
+
+    with contextlib.ExitStack() as stack:
+        for kernel, index in chosen.items():
+            stack.enter_context(_triton.force_config(kernel, _triton.CONFIGS[kernel][index]))
+        found = {i: _time(spot, impl, "forward", clock, seed=i) for i, impl in enumerate(("triton", "triton_gemm"))}
+    return {i: ms for i, ms in found.items() if ms is not None}
+
+
+def _table_aside() -> contextlib.AbstractContextManager:
+    """What an earlier run made of `triton` where the one kernel won would be timed in place of what is asked for."""
+    from gankern.ops.modulated_conv2d import gemm
+
+    return gemm.assume_wins(False)
+
+
+def _jobs(spot: Spot, found: dict, clock: Clock) -> Iterator[tuple[str, str, Callable[[], dict[int, float]]]]:
+    """(entry, shape class, what times it) of everything in a spot that the table doesn't have yet; entries that are
+    timed with others' settings come after those."""
+    kernels = kernels_of(spot)
+    for kernel, (key, impl, mode) in kernels.items():
+        if key not in found.get(kernel, {}):
+            yield kernel, key, functools.partial(_settings_times, spot, kernel, impl, mode, clock)
+    if GEMM in kernels and kernels[GEMM][0] not in found.get(GEMM_WINS, {}):
+        chosen = {name: found[name][key] for name, (key, _, _) in kernels.items() if key in found.get(name, {})}
+        yield GEMM_WINS, kernels[GEMM][0], functools.partial(_gemm_times, spot, chosen, clock)
 
 
 def tune(plan: Plan, say: Callable[[str], None]) -> dict[str, dict[str, int]]:
-    """{kernel: {shape class: index of the fastest settings}}. Raises InputError without a GPU."""
+    """{kernel: {shape class: index of the fastest settings}}, and {GEMM_WINS: {shape class: 1 where it did}}.
+
+    Raises InputError without a GPU.
+    """
     if run.DEVICE == "cuda" and not torch.cuda.is_available():
         raise InputError("bench tune: needs a CUDA GPU, and torch can use none here")
     clock, found = Clock(), {}
-    for spot in run.spots(plan):
-        for kernel, (key, impl, mode) in kernels_of(spot).items():
-            if key in found.get(kernel, {}):
-                continue
-            try:
-                milliseconds = dict(_times(spot, kernel, impl, mode, clock))
-            except torch.OutOfMemoryError:
-                say(f"{spot}: out of memory, left out")
-                continue
-            if milliseconds:
-                found.setdefault(kernel, {})[key] = winner(milliseconds)
-                times = ", ".join(f"{i}: {ms:.3f}" for i, ms in milliseconds.items())
-                say(f"{kernel} [{key}] {found[kernel][key]}  ({times} ms)")
+    with _table_aside():
+        for spot in run.spots(plan):
+            for entry, key, measure in _jobs(spot, found, clock):
+                try:
+                    milliseconds = measure()
+                except torch.OutOfMemoryError:
+                    say(f"{spot}: out of memory, left out")
+                    continue
+                if milliseconds:
+                    found.setdefault(entry, {})[key] = winner(milliseconds)
+                    times = ", ".join(f"{i}: {ms:.3f}" for i, ms in milliseconds.items())
+                    say(f"{entry} [{key}] {found[entry][key]}  ({times} ms)")
     return found
 
 

@@ -1,12 +1,8 @@
 """What a benchmark writes down, and the arithmetic of its times."""
 
-import json
-
 import pytest
-import torch
 
-from gankern.bench import known, report, run, timing, tune
-from gankern.bench.cases import Case, Site
+from gankern.bench import known, report, timing
 from gankern.bench.known import Setup
 from gankern.bench.report import Report, Row
 
@@ -74,70 +70,6 @@ def test_plots(tmp_path):
     result = Report({"gpu": "none"}, {}, {}, [row("eager", 4.0), row("triton", 2.0), row("cuda", None)])
     (path,) = report.plot(result, tmp_path / "plots")
     assert path.stat().st_size > 1000
-
-
-# -- tuning -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_setting_wins_by_more_than_noise():
-    assert tune.winner({0: 1.0, 1: 0.99, 2: 1.2}) == 0
-    assert tune.winner({0: 1.0, 1: 0.9, 2: 0.8}) == 2
-    assert tune.winner({1: 0.9, 2: 0.8}) == 2, "the default doesn't run or is wrong"
-
-
-def test_the_table_keeps_other_gpus_and_classes(tmp_path):
-    path = tmp_path / "settings.json"
-    tune.write({"bias_act_forward": {"bfloat16 cols 64": 1}}, path, "GPU A")
-    tune.write({"bias_act_forward": {"bfloat16 cols 32": 2}}, path, "GPU A")
-    tune.write({"pixel_norm_forward": {"x": 0}}, path, "GPU B")
-    assert json.loads(path.read_text()) == {
-        "GPU A": {"bias_act_forward": {"bfloat16 cols 32": 2, "bfloat16 cols 64": 1}},
-        "GPU B": {"pixel_norm_forward": {"x": 0}},
-    }
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run in the interpreter, which a GPU leaves off")
-def test_tuning_with_a_clock_for_the_cpu(monkeypatch):
-    """Each setting is checked and timed; the fastest wins, and one whose numbers are wrong can't."""
-    pytest.importorskip("triton")
-    from gankern.ops import _triton
-    from gankern.ops.bias_act import kernels
-
-    spot = run.Spot(Case("bias_act", Site("lrelu", 6, 4)), 2, "fp32", "nhwc")
-    count = len(_triton.CONFIGS["bias_act_forward"])
-    times = iter([3.0, 2.0, 1.0] + [1.0] * 20)
-
-    class Clock:
-        def time(self, steps):
-            for step in steps:
-                step()
-            return timing.quartiles([next(times)])
-
-    plain = kernels.forward
-
-    def wrong_in_the_last(*args, **kwargs):
-        last = _triton._forced.get("bias_act_forward") == _triton.CONFIGS["bias_act_forward"][-1]
-        return plain(*args, **kwargs) * (1.5 if last else 1.0)
-
-    monkeypatch.setattr(kernels, "forward", wrong_in_the_last)
-    monkeypatch.setattr(tune, "Clock", Clock)
-    for name, value in {"DEVICE": "cpu", "spots": lambda plan: [spot], "gate_batch": lambda spot: 2}.items():
-        monkeypatch.setattr(run, name, value)
-    lines = []
-    found = tune.tune(run.Plan(ops=("bias_act",)), lines.append)
-    (key,) = found["bias_act_forward"]
-    assert count == 3
-    assert found["bias_act_forward"][key] == 1
-    assert "2.000" in lines[0]
-    assert set(found) == {"bias_act_forward", "bias_act_backward"}
-
-
-def test_every_kernel_is_tuned_in_the_mode_that_launches_it():
-    found = tune.kernels_of(run.Spot(Case("bias_act", Site("tanh", 64, 64)), 8, "bf16", "nhwc"))
-    modes = {kernel: mode for kernel, (_, _, mode) in found.items()}
-    assert modes["bias_act_forward"] == "forward"
-    assert modes["bias_act_backward"] == "backward"
-    assert modes["bias_act_second"] == "double"
 
 
 # -- known problems ---------------------------------------------------------------------------------------------------
