@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train_cpu import WEIGHTS
+from train_cpu import WEIGHTS, run_phase
 
 from gankern.bench import report
 from gankern.ops import use_impl
@@ -32,26 +32,6 @@ ALLOWED = 1e-2
 def build(config: Config, device: str) -> Phases:
     torch.manual_seed(0)
     return Phases(config, *build_networks(config, device), lambda n: torch.empty(n, 0))
-
-
-def run_phase(phases: Phases, name: str, real: torch.Tensor) -> torch.Tensor:
-    """One forward and backward pass; the loss, without waiting for it."""
-    trained = phases.G if name.startswith("G") else phases.D
-    for network in (phases.G, phases.D):
-        network.requires_grad_(network is trained)
-        network.zero_grad(set_to_none=True)
-    labels = torch.empty(len(real), 0, device=real.device)
-    value = {
-        "G": lambda: phases.g_main(len(real)),
-        "G+PL": lambda: phases.g_path_length(len(real)),
-        "D": lambda: phases.d_main(real, labels),
-        "D+R1": lambda: phases.d_r1(real, labels),
-    }[name]()
-    value.backward()
-    phases.observed_w.clear()
-    phases.observed_lengths.clear()
-    phases.stats.clear()
-    return value.detach()
 
 
 def difference(config: Config, device: str, impl: str) -> float:

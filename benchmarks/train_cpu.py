@@ -42,13 +42,13 @@ def pairs(config: Config) -> tuple[Phases, Phases]:
     return tuple(Phases(config, *pair, lambda n: torch.empty(n, 0)) for pair in (networks, baseline))
 
 
-def run_phase(phases: Phases, name: str, real: torch.Tensor) -> float:
-    """One forward and backward pass of a phase; returns its loss."""
+def run_phase(phases: Phases, name: str, real: torch.Tensor) -> torch.Tensor:
+    """One forward and backward pass of a phase; its loss, which a GPU may still be computing."""
     trained = phases.G if name.startswith("G") else phases.D
     for network in (phases.G, phases.D):
         network.requires_grad_(network is trained)
         network.zero_grad(set_to_none=True)
-    labels = torch.empty(len(real), 0)
+    labels = torch.empty(len(real), 0, device=real.device)
     value = {
         "G": lambda: phases.g_main(len(real)),
         "G+PL": lambda: phases.g_path_length(len(real)),
@@ -56,7 +56,10 @@ def run_phase(phases: Phases, name: str, real: torch.Tensor) -> float:
         "D+R1": lambda: phases.d_r1(real, labels),
     }[name]()
     value.backward()
-    return value.item()
+    phases.observed_w.clear()
+    phases.observed_lengths.clear()
+    phases.stats.clear()
+    return value.detach()
 
 
 def check(ours: Phases, theirs: Phases, real: torch.Tensor) -> float:
@@ -66,7 +69,7 @@ def check(ours: Phases, theirs: Phases, real: torch.Tensor) -> float:
         results = []
         for phases in (ours, theirs):
             torch.manual_seed(1)
-            value = run_phase(phases, name, real)
+            value = run_phase(phases, name, real).item()
             network = phases.G if name.startswith("G") else phases.D
             results.append((value, {n: p.grad for n, p in network.named_parameters() if p.grad is not None}))
         (a, grads_a), (b, grads_b) = results

@@ -1,4 +1,8 @@
-"""Fused operators, one file an operator; each is twice differentiable and needs nothing else of gankern."""
+"""Fused operators; each is twice differentiable and needs nothing else of gankern.
+
+An operator is a folder: `op` has its equations, reference, registration and gradients, `kernels` its Triton kernels,
+which the first call that needs them imports. `conv2d`, whose convolution is the library's, is a file.
+"""
 
 from gankern.ops._gradients import no_weight_gradients
 from gankern.ops._impl import implementations, runs_fused, use_impl
