@@ -5,7 +5,16 @@ import importlib.metadata
 import os
 import platform
 
-SWITCHES = ("GANKERN_IMPL", "TRITON_INTERPRET", "TRITON_CACHE_DIR", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+SWITCHES = (
+    "GANKERN_IMPL",
+    "GANKERN_CACHE",
+    "GANKERN_CUDA_LIB",
+    "CUDA_HOME",
+    "TRITON_INTERPRET",
+    "TRITON_CACHE_DIR",
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+)
 PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "tqdm", "tensorboard", "matplotlib")
 
 
@@ -13,6 +22,26 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds `env`."""
     parser = subparsers.add_parser("env", help="print versions, devices and each operator's implementation")
     parser.set_defaults(func=run)
+
+
+def print_kernels() -> None:
+    """Whether csrc's kernels are there, why not, and how they were built."""
+    import torch
+
+    from gankern import binary
+    from gankern.ops import _cuda
+
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    library, where = binary.search(capability)
+    if library is None:
+        print(f"cuda kernels {where}")
+        return
+    trouble = _cuda.trouble_loading(library)
+    print(f"cuda kernels {library}, {where}; {trouble or 'they load'}")
+    made = binary.record(library)
+    if made:
+        print(f"             built {made['date']} for {', '.join(made['archs'])} by {made['compiler']}")
+        print(f"             from gankern {made['gankern']}, torch {made['torch']}, flags {made['flags']}")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"gpu {i}        {p.name}, sm_{p.major}{p.minor}, {p.total_memory / 1e9:.0f} GB")
     else:
         print("gpu          none that torch can use")
+    print_kernels()
     for name in SWITCHES:
         if os.environ.get(name):
             print(f"{name:<16} {os.environ[name]}")

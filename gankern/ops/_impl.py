@@ -7,6 +7,7 @@ itself under a dry run, so that shapes and strides agree.
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import os
 import threading
@@ -52,6 +53,10 @@ def obstacle(impl: str, device: torch.device) -> str | None:
     """Why `impl` can't run on tensors of `device`; None where it can. Meta tensors take anything."""
     if impl == "reference" or device.type == "meta":
         return None
+    if impl == "cuda":
+        from gankern.ops import _cuda
+
+        return _cuda.problem(device)
     if _TRITON_MISSING:
         return _TRITON_MISSING
     if device.type == "cuda":
@@ -138,6 +143,11 @@ def implementations() -> dict[str, dict[str, str]]:
             choice, why = ("reference", reason) if reason else (have[0], "preferred on this GPU")
         report[op] = {"choice": choice, "why": why, "available": ", ".join(have)}
     return report
+
+
+def launchers(package: str, impl: str):
+    """The module of an operator's launch functions: `cuda` for csrc's kernels, `kernels` for Triton's."""
+    return importlib.import_module(f"{package}.{'cuda' if impl == 'cuda' else 'kernels'}")
 
 
 # -- dry runs ----------------------------------------------------------------------------------------------------------

@@ -8,8 +8,7 @@ grow with the batch aren't specialised, so another batch size compiles nothing a
 import contextlib
 import functools
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.ops import _impl
+from gankern.ops._layout import around, cdiv, dense, dense_as, dense_like, empty, is_channels_last  # noqa: F401
 
 SETTINGS_FILE = Path(__file__).with_name("settings.json")
 
@@ -39,7 +39,7 @@ class Launch:
     config: dict
 
 
-# -- types and layouts -------------------------------------------------------------------------------------------------
+# -- types and sizes ---------------------------------------------------------------------------------------------------
 
 
 def accumulator(dtype: torch.dtype) -> tl.constexpr:
@@ -47,46 +47,9 @@ def accumulator(dtype: torch.dtype) -> tl.constexpr:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Whether x [N, C, H, W] lies in memory as [N, H, W, C] and not as [N, C, H, W] (a single channel is both)."""
-    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def dense(x: Tensor) -> Tensor:
-    """x itself where it fills its memory as NCHW or channels_last, else a contiguous copy."""
-    return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
-
-
-def dense_as(t: Tensor, channels_last: bool) -> Tensor:
-    """t as NCHW or channels_last: itself where it lies so, else a copy."""
-    return t.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-
-
-def dense_like(t: Tensor, like: Tensor) -> Tensor:
-    """t in the memory format of `like`, a dense tensor of the same shape: itself where it has it, else a copy."""
-    return t if t.stride() == like.stride() else dense_as(t, is_channels_last(like))
-
-
-def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A new tensor of this shape in the memory format, on the device and (unless given) of the dtype of `like`."""
-    memory_format = torch.channels_last if is_channels_last(like) else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
-
-
-def around(x: Tensor, dim: int) -> tuple[int, int]:
-    """(outer, inner): how many elements of a dense x stand outside and inside of `dim` in memory."""
-    order = [0, 2, 3, 1] if is_channels_last(x) else list(range(x.ndim))
-    place = order.index(dim)
-    return math.prod(x.shape[i] for i in order[:place]), math.prod(x.shape[i] for i in order[place + 1 :])
-
-
 def pow2(n: int) -> int:
     """The least power of two >= n."""
     return 1 << max(n - 1, 0).bit_length()
-
-
-def cdiv(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 @functools.cache
@@ -112,7 +75,7 @@ def as_held(number: float, dtype: torch.dtype) -> float:
 
 @functools.cache
 def table() -> dict:
-    """{GPU name or sm_XX: {kernel: {shape class: index into CONFIGS}}}; `layer_gemm_wins` holds 1 where it did."""
+    """{GPU name or sm_XX: {kernel: {shape class: index into CONFIGS}}}; `layer_gemm_wins` is 1 where it did, else 0."""
     return json.loads(SETTINGS_FILE.read_text()) if SETTINGS_FILE.exists() else {}
 
 

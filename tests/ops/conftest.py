@@ -10,8 +10,11 @@ import importlib
 import pytest
 import torch
 
-from gankern.ops import _impl, use_impl
+from gankern import binary, build
+from gankern.ops import _cuda, _impl, use_impl
 from gankern.ops._triton import CONFIGS, force_config
+
+BUILDS = binary.cache_dir()  # the user's, whatever the tests set later
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -40,6 +43,14 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in left_out]
 
 
+@pytest.fixture(scope="session")
+def host_build():
+    """csrc/ built by g++ for CPU tensors, and loaded: seconds once, then from the cache."""
+    library = build.build("host", cache=BUILDS)
+    _cuda.load_host(library)
+    return library
+
+
 @pytest.fixture(autouse=True)
 def impl(request, monkeypatch):
     """The implementation that runs in this test, forced for every operator."""
@@ -49,6 +60,8 @@ def impl(request, monkeypatch):
         return
     if request.param != "reference" and not _impl.interpreting():
         pytest.skip("runs on the CPU in Triton's interpreter, which a process with a GPU leaves off")
+    if request.param == "cuda":
+        request.getfixturevalue("host_build")
     with use_impl(request.param):
         yield request.param
 
@@ -59,7 +72,7 @@ def few_programs(impl):
     if impl != "triton":
         yield
         return
-    for module in ("upfirdn2d.kernels", "fir_act.kernels", "modulated_conv2d.fused"):
+    for module in ("upfirdn2d.kernels", "fir_act.kernels", "modulated_conv2d.fir"):
         importlib.import_module(f"gankern.ops.{module}")  # kernels name their settings where they stand
     with contextlib.ExitStack() as stack:
         for name, configs in CONFIGS.items():

@@ -9,7 +9,7 @@ from ops_util import assert_close, assert_half_error, assert_same_derivatives, c
 
 from gankern.ops import bias_act, bias_act_reference
 
-IMPLS = ("reference", "triton")
+IMPLS = ("reference", "triton", "cuda")
 
 TRUTH = {
     "linear": (lambda u, alpha: u, 1),

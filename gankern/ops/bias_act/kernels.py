@@ -12,15 +12,12 @@ from torch import Tensor
 
 from gankern.ops import _impl
 from gankern.ops._activations import activate, clamped, slope, slope_grad, unclamped
+from gankern.ops._layout import cdiv, dense, dense_like, matrix
 from gankern.ops._triton import (
     CONFIGS,
     accumulator,
-    around,
     as_held,
-    cdiv,
     config,
-    dense,
-    dense_like,
     launch,
     pow2,
     programs,
@@ -221,15 +218,6 @@ def _second(
 # -- launches ---------------------------------------------------------------------------------------------------------
 
 
-def _matrix(x: Tensor, dim: int) -> tuple[int, int, int, bool]:
-    """(rows, cols, channels, whether the channel is the row's) of a dense x whose bias lies along `dim`."""
-    if x.ndim == 0:
-        return 1, 1, 1, False
-    outer, inner = around(x, dim)
-    channels = x.shape[dim]
-    return (outer, channels, channels, False) if inner == 1 else (outer * channels, inner, channels, True)
-
-
 def _blocks(cols: int, tile: int) -> tuple[int, int]:
     bk = min(pow2(cols), tile)
     return max(tile // bk, 1), bk
@@ -282,7 +270,7 @@ def forward(
     y = torch.empty_like(x)
     if not _impl.launching():
         return y
-    rows, cols, channels, by_row = _matrix(x, dim)
+    rows, cols, channels, by_row = matrix(x, dim)
     key = _key(x, cols, by_row)
     settings = config("bias_act_forward", key, x)
     bm, bk = _blocks(cols, settings["TILE"])
@@ -316,7 +304,7 @@ def backward(
     db = dy.new_empty(dy.shape[dim] if bias_grad else 0)
     if not _impl.launching():
         return dx, db
-    rows, cols, channels, by_row = _matrix(dy, dim)
+    rows, cols, channels, by_row = matrix(dy, dim)
     key = _key(dy, cols, by_row)
     settings = config("bias_act_backward", key, dy)
     bm, bk = _blocks(cols, settings["TILE"])
@@ -346,17 +334,16 @@ def second(
     gain: float,
     clamp: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of <dx, ddx> + <db, ddb> with respect to dy, x, bias and y; empty tensors for those that are zero."""
+    """Gradients of <dx, ddx> + <db, ddb> with respect to dy, x, bias and y, for an activation whose slope changes;
+    empty tensors for those that are zero."""
     none = dy.new_empty(0)
-    if act in ("linear", "relu", "lrelu"):  # a slope that is constant by pieces
-        return backward(ddx, x, bias, y, False, dim, act, alpha, gain, clamp, ddb)[0], none, none.clone(), none.clone()
     ref = dense(x if y is None else y)
     ddx, dy = dense_like(ddx, ref), dense_like(dy, ref)
     grad_dy, grad_ref = torch.empty_like(ref), torch.empty_like(ref)
     bias_grad = y is None and bias is not None
     grad_bias = dy.new_empty(dy.shape[dim] if bias_grad else 0)
     if _impl.launching():
-        rows, cols, channels, by_row = _matrix(ref, dim)
+        rows, cols, channels, by_row = matrix(ref, dim)
         key = _key(ref, cols, by_row)
         settings = config("bias_act_second", key, ref)
         bm, bk = _blocks(cols, settings["TILE"])

@@ -129,10 +129,8 @@ def _forward_impl(
     clamp: float,
     impl: str,
 ) -> Tensor:
-    if impl == "triton":
-        from gankern.ops.bias_act import kernels
-
-        return kernels.forward(x, bias, residual, dim, act, alpha, gain, clamp)
+    if impl != "reference":
+        return _impl.launchers(__package__, impl).forward(x, bias, residual, dim, act, alpha, gain, clamp)
     if bias is None or act not in ("relu", "lrelu") or gain <= 0:
         wide_bias = None if bias is None else _wide(bias)
         y = bias_act_reference(_wide(x), wide_bias, dim, act, alpha, gain, clamp)
@@ -141,8 +139,7 @@ def _forward_impl(
         y = torch.add(_along(_wide(bias) * gain, dim, x.ndim), _wide(x), alpha=gain)
         y = F.relu_(y) if act == "relu" else F.leaky_relu_(y, alpha)
         y = y.clamp_(-clamp, clamp) if clamp >= 0 else y
-    y = y if residual is None else y.add_(residual) if y is not x else y + residual
-    return y.to(x.dtype, copy=y is x)
+    return (y if residual is None else y.add_(residual)).to(x.dtype)
 
 
 def _backward_impl(
@@ -159,10 +156,8 @@ def _backward_impl(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     """(dx, db); db is empty unless `bias_grad`. y is None where the activation is linear and there is no clamp."""
-    if impl == "triton":
-        from gankern.ops.bias_act import kernels
-
-        return kernels.backward(dy, x, bias, y, bias_grad, dim, act, alpha, gain, clamp)
+    if impl != "reference":
+        return _impl.launchers(__package__, impl).backward(dy, x, bias, y, bias_grad, dim, act, alpha, gain, clamp)
     if y is None and x is None:
         dx = _wide(dy) * gain
     elif act in ("relu", "lrelu") and clamp < 0 and gain > 0 and y is not None:
@@ -238,6 +233,11 @@ def _second_impl(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`_second_formulas` in one pass, once no third order is asked for; empty tensors for None."""
+    none = dy.new_empty(0)
+    if impl != "reference" and ACTIVATIONS[act].slope_grad is None:  # a slope that is constant by pieces
+        backward = _impl.launchers(__package__, impl).backward
+        grad_dy = backward(ddx, x, bias, y, False, dim, act, alpha, gain, clamp, ddb)[0]
+        return grad_dy, none, none.clone(), none.clone()
     if impl == "triton":
         from gankern.ops.bias_act import kernels
 
@@ -263,7 +263,7 @@ def _double_backward(ctx, ddx, ddb):
 
 
 bias_act_backward.register_autograd(_double_backward, setup_context=_save_backward)
-_impl.declare("bias_act", "triton", "reference")
+_impl.declare("bias_act", "triton", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------
 
