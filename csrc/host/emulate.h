@@ -379,6 +379,14 @@ inline int multiprocessors() { return 3; }  // few, so that tests see blocks loo
 
 }  // namespace gankern
 
+// For tests, of the library that holds it. order: 0 forward, 1 reversed, 2 shuffled by `seed`; `races`: whether shared
+// memory is watched.
+extern "C" inline __attribute__((visibility("default"), used)) void gankern_emulate(int order, unsigned seed, bool races) {
+    gankern::emulate::order = static_cast<gankern::emulate::Order>(order);
+    gankern::emulate::seed = seed;
+    gankern::emulate::races = races;
+}
+
 inline void __syncthreads() { gankern::emulate::Machine::here().wait(gankern::emulate::Machine::AT_BARRIER); }
 
 template <typename A>
