@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gankern.bench import cases
 from gankern.bench.cases import Case, Tensors
+from gankern.ops import _impl
 
 SANE = {"bf16": 0.05, "fp16": 0.02, "fp32": 0.01, "fp64": 1e-9}
 """How far plain PyTorch itself may be from float64 before something is wrong with the case."""
@@ -50,6 +51,8 @@ def missing(case: Case, name: str, mode: str) -> str | None:
         return "torch.compile has no double backward" if mode == "double" else None
     if name not in ("eager", "reference", *cases.available(case.op)):
         return f"{case.op} has no {name} implementation"
+    if name != "eager" and torch.cuda.is_available():
+        return _impl.obstacle(name, torch.device("cuda", torch.cuda.current_device()))
     return None
 
 

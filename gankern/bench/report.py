@@ -20,7 +20,8 @@ from gankern.files import replacing
 
 @dataclass(frozen=True)
 class Row:
-    """One provider's figures for one case; times in milliseconds, None where nothing was timed, `note` telling why."""
+    """One provider's figures for one case; times in milliseconds, None where nothing was timed, `note` telling why.
+    `key`: the shape class that the implementation is chosen by."""
 
     op: str
     case: str
@@ -40,6 +41,7 @@ class Row:
     error: float | None = None
     limit: float | None = None
     note: str = ""
+    key: str = ""
 
 
 @dataclass

@@ -18,7 +18,7 @@ from gankern.bench.cases import Case
 from gankern.bench.report import Report, Row
 from gankern.bench.timing import Clock, bandwidth, peak_bytes
 from gankern.errors import InputError
-from gankern.ops import _impl
+from gankern.ops import _impl, _settings
 
 PROVIDERS = ("eager", "compile", "triton", "triton_gemm", "cuda", "reference")
 DEVICE = "cuda"
@@ -129,7 +129,7 @@ def on_gpu(plan: Plan, say: Callable[[str], None], save: Callable[[Report], None
 def _measure(spot: Spot, plan: Plan, clock: Clock, copy: float, seed: int) -> Iterator[Row]:
     """The rows of one case: every provider is checked, then timed in every mode."""
     place = {"op": spot.case.op, "case": spot.case.label, "dtype": spot.dtype, "layout": spot.layout}
-    place["batch"] = spot.batch
+    place |= {"batch": spot.batch, "key": _settings.shape_class(spot.sizes()[0])}
     calls = {name: check.provider(spot.case, name) for name in plan.providers}
     verdicts = _verdicts(spot, calls, plan.modes, seed)
     for name, mode in itertools.product(plan.providers, plan.modes):

@@ -19,7 +19,7 @@ from gankern.bench.run import Plan, Spot
 from gankern.bench.timing import Clock
 from gankern.errors import InputError
 from gankern.files import replacing
-from gankern.ops import _impl
+from gankern.ops import _impl, _settings
 
 GAIN = 0.97
 """A setting wins with less than this of the default's time."""
@@ -129,7 +129,7 @@ def tune(plan: Plan, say: Callable[[str], None]) -> dict[str, dict[str, int]]:
     return found
 
 
-def write(found: dict[str, dict[str, int]], path: Path, gpu: str) -> None:
+def write(found: dict[str, dict[str, int | str]], path: Path, gpu: str) -> None:
     """Puts these choices into the table of settings at `path`, under this GPU; other entries stay."""
     table = json.loads(path.read_text()) if path.exists() else {}
     mine = table.setdefault(gpu, {})
@@ -138,6 +138,4 @@ def write(found: dict[str, dict[str, int]], path: Path, gpu: str) -> None:
     table[gpu] = dict(sorted(mine.items()))
     with replacing(path) as file:
         Path(file).write_text(json.dumps(table, indent=1) + "\n")
-    from gankern.ops import _triton
-
-    _triton.table.cache_clear()
+    _settings.table.cache_clear()

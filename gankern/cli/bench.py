@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gankern.bench import cases, report, run, tune
+from gankern.bench import cases, report, run, select, tune
 from gankern.errors import InputError
 
 
@@ -29,6 +29,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     settings.set_defaults(func=run_tune)
     _shared(settings)
     settings.add_argument("--out", metavar="FILE", help="table to rewrite (default: the package's settings.json)")
+    choice = actions.add_parser(
+        "select",
+        help="choose each operator's implementation by results of `bench ops`",
+        description="Writes into the table of settings which kernels run for which shapes, Triton's or csrc's, where "
+        "the results hold both.",
+    )
+    choice.set_defaults(func=run_select)
+    choice.add_argument("results", nargs="+", metavar="RESULTS", help="JSON files, or folders of ops_*.json")
+    choice.add_argument("--out", metavar="FILE", help="table to rewrite (default: the package's settings.json)")
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
@@ -71,14 +80,33 @@ def run_ops(args: argparse.Namespace) -> int:
     return 1 if any(row.note.startswith(("WRONG", "FAILED")) for row in result.rows) else 0
 
 
+def _table(out: str | None) -> Path:
+    from gankern.ops._settings import SETTINGS_FILE
+
+    path = Path(out) if out else SETTINGS_FILE
+    if not path.parent.is_dir():
+        raise InputError(f"--out {path}: the folder {path.parent} isn't there")
+    return path
+
+
+def run_select(args: argparse.Namespace) -> int:
+    path = _table(args.out)
+    found = select.select(select.load([Path(name) for name in args.results]))
+    for gpu, operators in found.items():
+        tune.write(operators, path, gpu)
+        for op, classes in operators.items():
+            for key, name in sorted(classes.items()):
+                print(f"{gpu}: {op.removeprefix('impl ')} [{key}] {name}")
+    if not found:
+        raise InputError(f"{', '.join(args.results)}: no case was timed with both triton and cuda")
+    print(f"wrote {path}")
+    return 0
+
+
 def run_tune(args: argparse.Namespace) -> int:
     import torch
 
-    from gankern.ops._triton import SETTINGS_FILE
-
-    path = Path(args.out) if args.out else SETTINGS_FILE
-    if not path.parent.is_dir():
-        raise InputError(f"--out {path}: the folder {path.parent} isn't there")
+    path = _table(args.out)
     found = tune.tune(_plan(args), print)
     tune.write(found, path, torch.cuda.get_device_name())
     print(f"wrote {path}")

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from gankern.ops import _settings
+
 IMPLS = ("reference", "triton", "triton_gemm", "cuda", "cudnn")
 MIN_CAPABILITY = (8, 0)
 
@@ -66,6 +68,13 @@ def obstacle(impl: str, device: torch.device) -> str | None:
     return f"x is on {device}, expected a CUDA tensor"
 
 
+def _wrong_type(impl: str, x: torch.Tensor) -> str | None:
+    """csrc's kernels for GPUs leave float64, which is for checking numbers, to the reference."""
+    if impl == "cuda" and x.device.type == "cuda" and x.dtype == torch.float64:
+        return "x is torch.float64, and the CUDA kernels take float16, bfloat16 and float32"
+    return None
+
+
 @functools.cache
 def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=4)
@@ -91,19 +100,34 @@ def choose(op: str, impl: str | None, x: torch.Tensor) -> str:
     if impl is not None:
         if impl not in have:
             raise ValueError(f"{source}={impl!r}: {op} is available as {', '.join(have)}")
-        reason = obstacle(impl, x.device)
+        reason = obstacle(impl, x.device) or _wrong_type(impl, x)
         if reason:
             raise ValueError(f"{source}={impl!r}: {op} can't run so: {reason}")
         return impl
     # float64 is for checking numbers: the definition serves
     if x.device.type != "cuda" or x.dtype == torch.float64:
         return "reference"
-    reason = obstacle(have[0], x.device)
-    if reason is None:
-        return have[0]
-    if not torch.compiler.is_compiling():
+    best, reason = _best(op, x)
+    if reason and not torch.compiler.is_compiling():
         _warn_once(f"gankern.ops runs in eager PyTorch instead of {have[0]}: {reason}")
-    return "reference"
+    return best
+
+
+def _best(op: str, x: torch.Tensor) -> tuple[str, str | None]:
+    """What is preferred for a CUDA tensor: measured to be faster for its shape class, else the first of `op`'s that
+    runs; or reference, and why."""
+    have = [impl for impl in _declared[op] if impl not in ("reference", "triton_gemm")]
+    first = obstacle(have[0], x.device)
+    if not torch.compiler.is_compiling():  # which would see a graph for each class
+        measured = _settings.implementation(op, x)
+        if measured in have[1:] and obstacle(measured, x.device) is None:
+            return measured, None
+    if first is None:
+        return have[0], None
+    for impl in have[1:]:
+        if obstacle(impl, x.device) is None:
+            return impl, None
+    return "reference", first
 
 
 def runs_fused(x: torch.Tensor) -> bool:
@@ -139,8 +163,13 @@ def implementations() -> dict[str, dict[str, str]]:
         elif not cuda:
             choice, why = "reference", "no CUDA GPU"
         else:
-            reason = obstacle(have[0], torch.device("cuda", torch.cuda.current_device()))
-            choice, why = ("reference", reason) if reason else (have[0], "preferred on this GPU")
+            device = torch.device("cuda", torch.cuda.current_device())
+            runs = [impl for impl in have if impl not in ("reference", "triton_gemm") and not obstacle(impl, device)]
+            choice, why = (runs[0], "preferred on this GPU") if runs else ("reference", obstacle(have[0], device))
+            wins = _settings.wins(op, device.index)
+            if wins and runs:
+                faster = {name: n if name in runs else f"{n}, which can't run" for name, n in wins.items()}
+                why += "; measured faster: " + ", ".join(f"{name} in {n} shape classes" for name, n in faster.items())
         report[op] = {"choice": choice, "why": why, "available": ", ".join(have)}
     return report
 

@@ -1,25 +1,20 @@
-"""What the Triton kernels share: layouts, accumulator types, tile settings, and the one function that launches.
+"""What the Triton kernels share: accumulator types, tile settings, and the one function that launches.
 
-A kernel's settings are a short list of plain dicts, the default first. Which of them runs stands in `settings.json`,
-by GPU, kernel and shape class (`gankern bench tune` rewrites it); nothing is tuned while training runs. Arguments that
-grow with the batch aren't specialised, so another batch size compiles nothing anew.
+A kernel's settings are a short list of plain dicts, the default first; `_settings` knows which of them runs. Arguments
+that grow with the batch aren't specialised, so another batch size compiles nothing anew.
 """
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
 from gankern.ops import _impl
-from gankern.ops._layout import around, cdiv, dense, dense_as, dense_like, empty, is_channels_last  # noqa: F401
-
-SETTINGS_FILE = Path(__file__).with_name("settings.json")
+from gankern.ops._settings import measured
 
 CONFIGS: dict[str, tuple[dict, ...]] = {}
 """Every kernel's settings: {kernel: ({"TILE": elements, "num_warps": n, ...}, ...)}, the default first."""
@@ -47,11 +42,6 @@ def accumulator(dtype: torch.dtype) -> tl.constexpr:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def pow2(n: int) -> int:
-    """The least power of two >= n."""
-    return 1 << max(n - 1, 0).bit_length()
-
-
 @functools.cache
 def _sm_count(index: int | None) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
@@ -73,29 +63,6 @@ def as_held(number: float, dtype: torch.dtype) -> float:
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def table() -> dict:
-    """{GPU name or sm_XX: {kernel: {shape class: index into CONFIGS}}}; `layer_gemm_wins` is 1 where it did, else 0."""
-    return json.loads(SETTINGS_FILE.read_text()) if SETTINGS_FILE.exists() else {}
-
-
-@functools.cache
-def gpu_names(index: int | None) -> tuple[str, str]:
-    """The GPU's own name and its architecture, the two keys that the table is searched by."""
-    major, minor = torch.cuda.get_device_capability(index)
-    return torch.cuda.get_device_name(index), f"sm_{major}{minor}"
-
-
-def measured(entry: str, key: str, x: Tensor) -> int | None:
-    """What the table holds of `entry` for the shape class `key` on x's GPU; None where nothing was measured."""
-    if x.device.type == "cuda" and torch.cuda.is_available():
-        for name in gpu_names(x.device.index):
-            found = table().get(name, {}).get(entry, {}).get(key)
-            if found is not None:
-                return found
-    return None
-
-
 def config(kernel: str, key: str, x: Tensor) -> dict:
     """The settings of `kernel` for the shape class `key` on x's GPU; its first where nothing is measured."""
     if kernel in _forced:
@@ -115,11 +82,6 @@ def force_config(kernel: str, settings: dict) -> Iterator[None]:
         _forced.pop(kernel)
         if before is not None:
             _forced[kernel] = before
-
-
-def size_class(n: int) -> int:
-    """The power of two at or above n: neighbouring sizes share their settings."""
-    return pow2(n)
 
 
 # -- launching ---------------------------------------------------------------------------------------------------------

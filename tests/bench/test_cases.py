@@ -148,7 +148,9 @@ def test_providers_that_cannot_run_say_why():
     assert check.missing(case, "eager", "double") is None
     assert check.missing(case, "triton", "double") is None
     assert "double backward" in check.missing(case, "compile", "double")
-    assert "cuda" in check.missing(case, "cuda", "forward")
+    assert check.missing(case, "cuda", "forward") is None
+    norm = Case("instance_norm", Site("adain lrelu", 6, 4))
+    assert "instance_norm has no cuda" in check.missing(norm, "cuda", "forward")
 
 
 # -- plans ------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def running(impl):
     """Force an implementation; on Triton with large tiles for the filters, since each program costs the interpreter."""
     with contextlib.ExitStack() as stack:
         if impl == "triton":
-            for module in ("modulated_conv2d.fused", "fir_act.kernels"):
+            for module in ("modulated_conv2d.fir", "fir_act.kernels"):
                 importlib.import_module(f"gankern.ops.{module}")
             for name, configs in CONFIGS.items():
                 if "BYTES" in configs[0]:

@@ -16,8 +16,8 @@ from gankern.ops import _triton
 pytest.importorskip("triton")
 FUSED = cases.fused()
 EXEMPT = {"layer_gemm": "it computes more than it moves", "upfirdn2d_direct": "for large filters, no memory-bound path"}
-KERNELS = dict.fromkeys(("upfirdn2d_bias_act", "bias_act_upfirdn2d"), "fir_act.kernels")
-KERNELS["modulated_conv2d"] = "modulated_conv2d.fused"
+KERNELS = {op: ["fir_act.kernels"] for op in ("upfirdn2d_bias_act", "bias_act_upfirdn2d")}
+KERNELS["modulated_conv2d"] = [f"modulated_conv2d.{module}" for module in ("kernels", "fir", "gemm")]
 STORES_SUMS = {"instance_norm_statistics", "instance_norm_sums"}
 """Kernels that read images and write a few sums of them."""
 LOADS_SUMS = {"minibatch_stddev_fill"}
@@ -49,7 +49,8 @@ def test_every_kernel_compiles(facts):
 
 def test_every_kernel_with_every_setting_is_compiled_for_every_architecture(facts):
     for op in FUSED:  # kernels name their settings where they stand
-        importlib.import_module(f"gankern.ops.{KERNELS.get(op, op + '.kernels')}")
+        for module in KERNELS.get(op, [f"{op}.kernels"]):
+            importlib.import_module(f"gankern.ops.{module}")
     wanted = set()
     for kernel, settings in _triton.CONFIGS.items():
         # how much a program does in turn, and how many there are, is no matter of compilation

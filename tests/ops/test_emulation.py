@@ -1,4 +1,4 @@
-"""The emulation that runs csrc's kernels on the CPU: it catches faults, and the kernels don't depend on thread order."""
+"""The emulation that runs csrc's kernels on the CPU: it catches faults, and kernels don't depend on thread order."""
 
 import ctypes
 from pathlib import Path
@@ -12,7 +12,8 @@ from gankern import build, ops
 from gankern.ops import use_impl
 
 BROKEN = Path(__file__).parents[1] / "csrc" / "broken.cu"
-FAULTS = "none no_barrier read_past write_past shared_past unwritten misaligned barrier_for_some early_return".split()
+FAULTS = ["none", "no_barrier", "read_past", "write_past", "shared_past", "unwritten", "misaligned"]
+FAULTS += ["barrier_for_some", "early_return"]
 ORDERS = {"forward": (0, 0), "reversed": (1, 0), "shuffled": (2, 1), "shuffled again": (2, 2)}
 
 

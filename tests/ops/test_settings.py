@@ -12,7 +12,7 @@ from gankern.ops._triton import CONFIGS, force_config
 
 IMPLS = ("triton",)
 pytestmark = pytest.mark.skipif(not _impl.interpreting(), reason="the interpreter is off where there is a GPU")
-for module in ("bias_act.kernels", "modulated_conv2d.fused"):
+for module in ("bias_act.kernels", "modulated_conv2d.kernels", "modulated_conv2d.fir", "modulated_conv2d.gemm"):
     importlib.import_module(f"gankern.ops.{module}")
 
 F4 = ops.setup_filter([1, 3, 3, 1])

@@ -13,16 +13,8 @@ from torch import Tensor
 from gankern.ops import _impl
 from gankern.ops._activations import activate, clamped, slope, slope_grad, unclamped
 from gankern.ops._layout import cdiv, dense, dense_like, matrix
-from gankern.ops._triton import (
-    CONFIGS,
-    accumulator,
-    as_held,
-    config,
-    launch,
-    pow2,
-    programs,
-    size_class,
-)
+from gankern.ops._settings import pow2, size_class
+from gankern.ops._triton import CONFIGS, accumulator, as_held, config, launch, programs
 
 CONFIGS["bias_act_forward"] = (
     {"TILE": 4096, "num_warps": 4},

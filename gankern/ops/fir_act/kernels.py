@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gankern.ops import _impl
 from gankern.ops._activations import activate, clamped, slope, unclamped
-from gankern.ops._triton import CONFIGS, cdiv, config, dense, dense_as, dense_like, empty, is_channels_last, launch
+from gankern.ops._layout import cdiv, dense, dense_as, dense_like, empty, is_channels_last
+from gankern.ops._triton import CONFIGS, config, launch
 from gankern.ops.bias_act import kernels as bias_act
 from gankern.ops.upfirdn2d import kernels as upfirdn2d
 from gankern.ops.upfirdn2d.strip import fir_strip, out_shape, shape, tile_of

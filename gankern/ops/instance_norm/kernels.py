@@ -12,7 +12,9 @@ from torch import Tensor
 
 from gankern.ops import _impl
 from gankern.ops._activations import activate, slope
-from gankern.ops._triton import CONFIGS, dense, dense_like, launch, pow2
+from gankern.ops._layout import dense, dense_like
+from gankern.ops._settings import pow2
+from gankern.ops._triton import CONFIGS, launch
 from gankern.ops.instance_norm.statistics import added, chunking, combined, measure, moments, sizes, tiles, wide_empty
 from gankern.ops.pixel_norm.kernels import elements, vectors
 

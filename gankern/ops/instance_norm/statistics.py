@@ -12,7 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.ops._triton import CONFIGS, accumulator, cdiv, config, is_channels_last, launch, pow2
+from gankern.ops._layout import cdiv, is_channels_last
+from gankern.ops._settings import pow2
+from gankern.ops._triton import CONFIGS, accumulator, config, launch
 from gankern.ops.pixel_norm.kernels import elements, shape_key, tiling, vectors
 
 # CHUNK: numbers of a chunk, all the planes of a tile together

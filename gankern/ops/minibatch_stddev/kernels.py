@@ -12,21 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.ops import _impl
-from gankern.ops._triton import (
-    CONFIGS,
-    accumulator,
-    cdiv,
-    config,
-    dense,
-    dense_as,
-    dense_like,
-    empty,
-    is_channels_last,
-    launch,
-    pow2,
-    programs,
-    size_class,
-)
+from gankern.ops._layout import cdiv, dense, dense_as, dense_like, empty, is_channels_last
+from gankern.ops._settings import pow2, size_class
+from gankern.ops._triton import CONFIGS, accumulator, config, launch, programs
 
 # ALONE: the most numbers that one program takes of a group
 CONFIGS["minibatch_stddev_forward"] = (

@@ -15,8 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.ops import _impl
-from gankern.ops._triton import CONFIGS, cdiv, config, dense, dense_like, empty, launch
-from gankern.ops.modulated_conv2d.tile import Operands, add_sums, finish, gradient, operands, sum_shape, sums_dtype
+from gankern.ops._layout import cdiv, dense, dense_like, empty
+from gankern.ops._triton import CONFIGS, config, launch
+from gankern.ops.modulated_conv2d.layer import Operands, sums_dtype
+from gankern.ops.modulated_conv2d.tile import add_sums, arguments, finish, gradient, operands, sum_shape
 from gankern.ops.upfirdn2d.kernels import covers, key_of, load_tile, output, plan, store_tile, unrollable
 from gankern.ops.upfirdn2d.op import adjoint_padding
 from gankern.ops.upfirdn2d.strip import fir_strip, tile_of
@@ -161,7 +163,7 @@ def forward(t: Tensor, f: Tensor, fir: dict, o: Operands, plain: bool) -> tuple[
         key = key_of(t, f, up, down)
         settings = config("layer_fir_forward", key, t)
         grid, numbers, constants = plan(t, f, like, up, down, fir["padding"], False, fir["gain"], settings)
-        pointers, noise_step, spec = o.arguments(like)
+        pointers, noise_step, spec = arguments(o, like)
         constants["SPEC"] = (*spec, plain, styled)
         args = (t, f.contiguous(), *pointers, y, ys, noise_step, *numbers)
         launch(_forward, "layer_fir_forward", key, grid, args, constants, settings)
@@ -208,7 +210,7 @@ def backward(
     key = key_of(saved, f, up, down)
     settings = config("layer_fir_backward", key, saved)
     grid, numbers, constants = plan(saved, f, dt, up, down, padding, True, fir["gain"], settings)
-    pointers, noise_step, spec = o.arguments(saved)
+    pointers, noise_step, spec = arguments(o, saved)
     constants["SPEC"] = (*spec, dy is not None, dys is not None, v is None, *sums)
     form, xs = constants["FORM"], constants["X"]
     strips = cdiv(size[1], form[4 if form[3] else 5] * xs[4]) * cdiv(size[0], form[6])

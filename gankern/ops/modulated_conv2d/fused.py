@@ -1,4 +1,4 @@
-"""The layer at first order on Triton: the library's convolution, and one pass before or after it each way.
+"""The layer at first order: the library's convolution, and one pass of our kernels before or after it each way.
 
 Bytes, with A an activation's: forward the convolution (A in, A out) and the pass (A in, A out); backward the pass (dy
 and y in, dt out) and the convolution's two gradients. An x that isn't styled yet costs a pass of its own each way.
@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from gankern.ops import _impl
+from gankern.ops._layout import dense, is_channels_last
 from gankern.ops.conv2d import conv2d_backward, library_conv2d
-from gankern.ops.modulated_conv2d import fir, gemm, kernels
-from gankern.ops.modulated_conv2d.layer import Layer, Tensors, gradients
-from gankern.ops.modulated_conv2d.tile import Operands
+from gankern.ops.modulated_conv2d.layer import Layer, Operands, Tensors, gradients
 from gankern.ops.upfirdn2d import upfirdn2d, upfirdn2d_adjoint
 
 PER_SAMPLE_OUTPUTS = 16  # up to so many output channels a 1x1 layer is a small matrix of its own for every sample
@@ -35,9 +34,25 @@ def _style(s: Tensor) -> Operands:
     return Operands(s, None, None, None, None, ("linear", 0.0, 1.0, -1.0))
 
 
-def styled(x: Tensor, s: Tensor | None) -> Tensor:
+def _passes(layer: Layer):
+    """The launches of the pass: `cuda` or `kernels`."""
+    return _impl.launchers(__package__, layer.impl)
+
+
+def _filter_passes(layer: Layer):
+    """The launches of the pass with a filter in it: `cuda_fir` or `fir`."""
+    if layer.impl == "cuda":
+        from gankern.ops.modulated_conv2d import cuda_fir
+
+        return cuda_fir
+    from gankern.ops.modulated_conv2d import fir
+
+    return fir
+
+
+def styled(x: Tensor, layer: Layer, s: Tensor | None) -> Tensor:
     """x times its styles [N, C], in one pass."""
-    return x if s is None else kernels.forward(x, _style(s))[0]
+    return x if s is None else _passes(layer).forward(x, _style(s))[0]
 
 
 # -- 1x1 layers with few outputs: each sample's own matrix [O, I], so that x is read once and never written ------------
@@ -59,15 +74,15 @@ def _image(t: Tensor, like: Tensor, channels_last: bool) -> Tensor:
 
 
 def _matrix_forward(t: Tensors) -> Tensor:
-    x = kernels.dense(t.x)
-    return _image(_pixels_first(x) @ _matrices(t).transpose(1, 2), x, kernels.is_channels_last(x))
+    x = dense(t.x)
+    return _image(_pixels_first(x) @ _matrices(t).transpose(1, 2), x, is_channels_last(x))
 
 
 def _matrix_backward(dt: Tensor, t: Tensors, needs: list[bool]) -> list[Tensor | None]:
     """Gradients of x, weight and styles."""
-    x = kernels.dense(t.x)
-    dt = _pixels_first(kernels.dense(dt))
-    dx = _image(dt @ _matrices(t), x, kernels.is_channels_last(x)) if needs[0] else None
+    x = dense(t.x)
+    dt = _pixels_first(dense(dt))
+    dx = _image(dt @ _matrices(t), x, is_channels_last(x)) if needs[0] else None
     dw = ds = None
     if needs[1] or needs[2]:
         dm = (dt.transpose(1, 2) @ _pixels_first(x)).to(torch.promote_types(x.dtype, torch.float32))  # [N, O, I]
@@ -81,21 +96,24 @@ def _matrix_backward(dt: Tensor, t: Tensors, needs: list[bool]) -> list[Tensor |
 
 def forward(t: Tensors, layer: Layer) -> tuple[Tensor, Tensor]:
     """(y, y · next_styles); an empty tensor for the one that isn't asked for."""
-    if gemm.serves(t, layer):
-        return gemm.forward(t, layer)
+    if layer.impl != "cuda":
+        from gankern.ops.modulated_conv2d import gemm
+
+        if gemm.serves(t, layer):
+            return gemm.forward(t, layer)
     if _per_sample(t, layer):
         u = _matrix_forward(t)
     else:
-        u = library_conv2d(styled(t.x, t.styles), layer.kernel(t.weight, t.x), *layer.conv_args(t.weight))
+        u = library_conv2d(styled(t.x, layer, t.styles), layer.kernel(t.weight, t.x), *layer.conv_args(t.weight))
     if layer.up == 2:
         args = layer.fir_args(t.weight, t.f)
         if _filter_fused(t, layer):
-            return fir.forward(u, t.f, args, _operands(t, layer), layer.plain)
+            return _filter_passes(layer).forward(u, t.f, args, _operands(t, layer), layer.plain)
         u = upfirdn2d(u, t.f, **args, impl=layer.sub_impl)
     nothing_to_do = t.d is None and t.noise is None and t.bias is None and t.next_styles is None
     if nothing_to_do and _linear(layer.activation):
         return u, u.new_empty(0)
-    return kernels.forward(u, _operands(t, layer), layer.plain)
+    return _passes(layer).forward(u, _operands(t, layer), layer.plain)
 
 
 def backward(dy, dys, t: Tensors, y, ys, layer: Layer, needs: list[bool]) -> list[Tensor | None]:
@@ -118,7 +136,7 @@ def _filter_fused(t: Tensors, layer: Layer) -> bool:
     if layer.up == 1 or not _impl.launching():
         return layer.up == 2
     args, sizes = layer.fir_args(t.weight, t.f), (layer.before_fir(t.x, t.weight), layer.out_size(t.x, t.weight))
-    return fir.fits(tuple(t.f.shape), args["up"], tuple(args["padding"]), *map(tuple, sizes))
+    return _filter_passes(layer).fits(tuple(t.f.shape), args["up"], tuple(args["padding"]), *map(tuple, sizes))
 
 
 def _through_pass(dy, dys, y, ys, t: Tensors, layer: Layer, sums, need_noise: bool):
@@ -126,8 +144,8 @@ def _through_pass(dy, dys, y, ys, t: Tensors, layer: Layer, sums, need_noise: bo
     operands, dnoise = _operands(t, layer), None
     args, size = layer.fir_args(t.weight, t.f) if layer.up == 2 else None, layer.before_fir(t.x, t.weight)
     if _filter_fused(t, layer) and not need_noise:
-        return *fir.backward(dy, dys, y, ys, t.f, args, size, operands, sums), None
-    dt, totals = kernels.backward(dy, dys, y, ys, operands, sums)
+        return *_filter_passes(layer).backward(dy, dys, y, ys, t.f, args, size, operands, sums), None
+    dt, totals = _passes(layer).backward(dy, dys, y, ys, operands, sums)
     if need_noise:
         dnoise = _noise_gradient(dt, t)
     if layer.up == 2:
@@ -150,12 +168,12 @@ def _through_convolution(dt: Tensor, t: Tensors, layer: Layer, needs: list[bool]
         return [None, None, None]
     if _per_sample(t, layer):
         return _matrix_backward(dt, t, needs)
-    xs = styled(t.x, t.styles) if need_w else None
+    xs = styled(t.x, layer, t.styles) if need_w else None
     kernel, needs_conv = layer.kernel(t.weight, t.x), (need_x or need_s, need_w)
     dxs, dkernel = conv2d_backward(dt, xs, kernel, t.x.shape, *layer.conv_args(t.weight), needs=needs_conv)
     dw = layer.kernel_adjoint(dkernel, t.weight) if need_w else None
     if t.styles is None or dxs is None:
         return [dxs, dw, None]
     # the pass with d = s and y = x: dx = s·dxs, and its sum of g·p is the style's gradient
-    dx, totals = kernels.backward(dxs, None, t.x, None, _style(t.styles), (False, False, need_s, False))
+    dx, totals = _passes(layer).backward(dxs, None, t.x, None, _style(t.styles), (False, False, need_s, False))
     return [dx if need_x else None, dw, totals[2].to(t.styles.dtype) if need_s else None]

@@ -16,9 +16,11 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.ops import _impl
-from gankern.ops._triton import CONFIGS, accumulator, cdiv, config, is_channels_last, launch, measured, pow2, size_class
-from gankern.ops.modulated_conv2d.layer import Layer, Tensors
-from gankern.ops.modulated_conv2d.tile import Operands, finish, operands
+from gankern.ops._layout import cdiv, is_channels_last
+from gankern.ops._settings import measured, pow2, size_class
+from gankern.ops._triton import CONFIGS, accumulator, config, launch
+from gankern.ops.modulated_conv2d.layer import Layer, Operands, Tensors
+from gankern.ops.modulated_conv2d.tile import arguments, finish, operands
 
 MAX_CHANNELS = 128
 
@@ -130,7 +132,7 @@ def forward(t: Tensors, layer: Layer) -> tuple[Tensor, Tensor]:
         return y, ys
     kernel = layer.kernel(t.weight, x).permute(2, 3, 1, 0).contiguous()  # [k, k, I, O]
     epilogue = Operands(t.d, t.noise, t.strength, t.bias, t.next_styles, layer.activation)
-    pointers, noise_step, spec = epilogue.arguments(y if layer.plain else ys)
+    pointers, noise_step, spec = arguments(epilogue, y if layer.plain else ys)
     styles = x if t.styles is None else t.styles.contiguous()
     settings = config("layer_gemm", _key(t), x)
     constants = {"STYLED": t.styles is not None, "SPEC": (*spec, layer.plain, styled)}

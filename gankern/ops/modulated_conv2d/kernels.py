@@ -15,20 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.ops import _impl
-from gankern.ops._triton import (
-    CONFIGS,
-    accumulator,
-    cdiv,
-    config,
-    dense,
-    dense_like,
-    is_channels_last,
-    launch,
-    pow2,
-    programs,
-    size_class,
-)
-from gankern.ops.modulated_conv2d.tile import Operands, add_sums, finish, gradient, operands, sum_shape, sums_dtype
+from gankern.ops._layout import cdiv, dense, dense_like, is_channels_last
+from gankern.ops._settings import pow2, size_class
+from gankern.ops._triton import CONFIGS, accumulator, config, launch, programs
+from gankern.ops.modulated_conv2d.layer import Operands, sums_dtype
+from gankern.ops.modulated_conv2d.tile import add_sums, arguments, finish, gradient, operands, sum_shape
 
 CONFIGS["layer_forward"] = (
     {"TILE": 4096, "num_warps": 8},
@@ -171,7 +162,7 @@ def forward(t: Tensor, o: Operands, plain: bool = True) -> tuple[Tensor, Tensor]
     ys = torch.empty_like(t) if styled else t.new_empty(0)
     if _impl.launching() and t.numel():
         key, settings, constants = _plan("layer_forward", t)
-        pointers, noise_step, spec = o.arguments(t)
+        pointers, noise_step, spec = arguments(o, t)
         pixels, channels = t.shape[2] * t.shape[3], t.shape[1]
         grid = (cdiv(pixels, constants["BP"]) * cdiv(channels, constants["BC"]), t.shape[0])
         args = (t, *pointers, y, ys, pixels, channels, noise_step)
@@ -200,7 +191,7 @@ def backward(
     if saved.numel() == 0:
         return dt, totals.zero_()
     key, settings, constants = _plan("layer_backward", saved)
-    pointers, noise_step, spec = o.arguments(saved)
+    pointers, noise_step, spec = arguments(o, saved)
     blocks, tiles = cdiv(channels, constants["BC"]), cdiv(height * width, constants["BP"])
     many = max(1, min(tiles, cdiv(programs(saved, settings["WAVES"]), blocks * n)))
     partial = torch.empty([4, n, many, channels], dtype=totals.dtype, device=saved.device)

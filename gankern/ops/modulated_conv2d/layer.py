@@ -36,7 +36,7 @@ class Layer:
     @property
     def sub_impl(self) -> str:
         """What the operators without a convolution of their own run as."""
-        return "reference" if self.impl == "reference" else "triton"
+        return "triton" if self.impl == "triton_gemm" else self.impl
 
     @property
     def plain(self) -> bool:
@@ -109,9 +109,36 @@ class Tensors:
         return self.noise if self.strength is None or self.noise is None else self.noise * self.strength
 
 
+@dataclass
+class Operands:
+    """What a layer applies after its convolution, each None where it doesn't: d and next_styles [N, C], noise
+    broadcastable to [N, 1, H, W], strength [], bias [C]; and the activation (act, alpha, gain, clamp)."""
+
+    d: Tensor | None
+    noise: Tensor | None
+    strength: Tensor | None
+    bias: Tensor | None
+    next_styles: Tensor | None
+    act: tuple[str, float, float, float]
+
+    def flat_noise(self, v: Tensor) -> tuple[Tensor | None, int]:
+        """The noise of v [N, C, H, W] as [1 or N, pixels], copied only where it repeats along H or W; and how far
+        apart two samples' lie."""
+        if self.noise is None:
+            return None, 0
+        noise = self.noise.reshape([1] * (4 - self.noise.ndim) + list(self.noise.shape))
+        noise = noise.expand(-1, 1, *v.shape[2:]).reshape(noise.shape[0], v.shape[2] * v.shape[3])
+        return noise, noise.shape[1] if noise.shape[0] > 1 else 0
+
+
 def statistics(t: Tensor) -> Tensor:
     """t in at least float32."""
     return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def sums_dtype(v: Tensor) -> torch.dtype:
+    """What sums over v are held in."""
+    return torch.promote_types(v.dtype, torch.float32)
 
 
 def scaled(x: Tensor, s: Tensor | None) -> Tensor:

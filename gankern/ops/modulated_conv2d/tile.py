@@ -9,46 +9,23 @@ there is a gradient of v, of v · s⁺, and v · s⁺ saved in v's place (9 to 1
 to 15).
 """
 
-from dataclasses import dataclass
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from gankern.ops._activations import activate, clamped, slope, unclamped
 from gankern.ops._triton import as_held
+from gankern.ops.modulated_conv2d.layer import Operands
 
 
-@dataclass
-class Operands:
-    """What a layer applies, each None where it doesn't: d and next_styles [N, C], noise broadcastable to [N, 1, H, W],
-    strength [], bias [C]; and the activation (act, alpha, gain, clamp)."""
-
-    d: Tensor | None
-    noise: Tensor | None
-    strength: Tensor | None
-    bias: Tensor | None
-    next_styles: Tensor | None
-    act: tuple[str, float, float, float]
-
-    def arguments(self, v: Tensor) -> tuple[tuple[Tensor, ...], int, tuple]:
-        """For an output v [N, C, H, W]: the pointers d, noise, strength, bias, next_styles (v itself for what there
-        isn't), how far apart the noise of two samples lies, and SPEC's first nine."""
-        noise = _flat_noise(self.noise, v)
-        operands = (self.d, noise, self.strength, self.bias, self.next_styles)
-        own = noise is not None and noise.shape[0] > 1
-        act, alpha, gain, clamp = self.act
-        spec = (act, alpha, gain, as_held(clamp, v.dtype), *(p is not None for p in operands))
-        return tuple(v if p is None else p.contiguous() for p in operands), noise.shape[1] if own else 0, spec
-
-
-def _flat_noise(noise: Tensor | None, v: Tensor) -> Tensor | None:
-    """Noise broadcastable to [N, 1, H, W] as [1 or N, pixels], copied only where it repeats along H or W."""
-    if noise is None:
-        return None
-    noise = noise.reshape([1] * (4 - noise.ndim) + list(noise.shape))
-    return noise.expand(-1, 1, *v.shape[2:]).reshape(noise.shape[0], v.shape[2] * v.shape[3])
+def arguments(o: Operands, v: Tensor) -> tuple[tuple[Tensor, ...], int, tuple]:
+    """For an output v [N, C, H, W]: the pointers d, noise, strength, bias, next_styles (v itself for what there
+    isn't), how far apart the noise of two samples lies, and SPEC's first nine."""
+    noise, step = o.flat_noise(v)
+    tensors = (o.d, noise, o.strength, o.bias, o.next_styles)
+    act, alpha, gain, clamp = o.act
+    spec = (act, alpha, gain, as_held(clamp, v.dtype), *(p is not None for p in tensors))
+    return tuple(v if p is None else p.contiguous() for p in tensors), step, spec
 
 
 @triton.jit
@@ -132,7 +109,3 @@ def add_sums(sums, g, rate, v, styled, noise, pixels, amount, b, own, SPEC: tl.c
 def sum_shape(wanted, rows, cols):
     """The shape of one running sum: a single number where nobody wants it."""
     return (rows, cols) if wanted else (1, 1)
-
-
-def sums_dtype(v: Tensor) -> torch.dtype:
-    return torch.promote_types(v.dtype, torch.float32)

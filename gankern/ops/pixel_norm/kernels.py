@@ -12,18 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.ops import _impl
-from gankern.ops._triton import (
-    CONFIGS,
-    accumulator,
-    around,
-    cdiv,
-    config,
-    dense,
-    dense_like,
-    launch,
-    pow2,
-    size_class,
-)
+from gankern.ops._layout import around, cdiv, dense, dense_like
+from gankern.ops._settings import pow2, size_class
+from gankern.ops._triton import CONFIGS, accumulator, config, launch
 
 CONFIGS["pixel_norm_forward"] = (
     {"TILE": 4096, "num_warps": 4},

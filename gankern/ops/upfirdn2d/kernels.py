@@ -12,18 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.ops import _impl
-from gankern.ops._triton import (
-    CONFIGS,
-    accumulator,
-    cdiv,
-    config,
-    dense,
-    empty,
-    is_channels_last,
-    launch,
-    pow2,
-    size_class,
-)
+from gankern.ops._layout import cdiv, dense, empty, is_channels_last
+from gankern.ops._settings import pow2, size_class
+from gankern.ops._triton import CONFIGS, accumulator, config, launch
 from gankern.ops.upfirdn2d.strip import count, fir_strip, first, first_row, kept, own_rows, step, tile_of, turns
 
 CONFIGS["upfirdn2d"] = (
