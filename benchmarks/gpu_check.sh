@@ -37,7 +37,7 @@ stage() {
 if [ "$dry" = 1 ]; then
     gpu=cpu
 else
-    gpu=$(timeout 60 python3 -c '
+    gpu=$(timeout 30 python3 -c '
 import torch
 print(torch.cuda.get_device_name().lower().replace(" ", "-").replace("/", "-"))') || {
         echo "gpu_check: torch can use no CUDA GPU here (GPU_CHECK_DRY=1 tries the script without one)" | tee -a "$summary" >&2
@@ -59,21 +59,32 @@ else
 from gankern.bench.timing import Clock
 clock = Clock()
 print(f"copy {clock.copy_rate():.0f} GB/s, bf16 matrix product {clock.matmul_rate():.0f} TFLOP/s")'
-    stage precompile 55 python3 benchmarks/precompile.py
+    # the two compilers side by side: both wait for nothing but processors
+    stage compile 65 sh -c 'python3 -m gankern build --verbose & python3 benchmarks/precompile.py && wait $!'
+    # shellcheck disable=SC2016  # the inner shell's
+    stage sanitizer 55 sh -c '
+        check() {
+            compute-sanitizer --tool "$1" --kernel-regex kns=gankern --error-exitcode 9 python3 -m pytest -q --tb=short \
+                -p no:cacheprovider tests/ops/test_ops_on_gpu.py -k "cuda and (float32 or linear)"
+        }
+        check memcheck & memory=$!
+        check racecheck; races=$?
+        wait $memory && exit $races'
     # shellcheck disable=SC2086  # options, to be split
-    stage tests 75 python3 -m pytest -v --tb=short $spread -p no:cacheprovider -m gpu \
+    stage tests 70 python3 -m pytest -v --tb=short $spread -p no:cacheprovider -m gpu \
         tests/ops tests/training tests/metrics tests/bench
-    stage phases-256 45 python3 benchmarks/phases.py --resolution 256 --channel-base 16384 --batch 16 \
+    stage phases-256 40 python3 benchmarks/phases.py --resolution 256 --channel-base 16384 --batch 16 \
         --json "$out/phases_256_$gpu.json"
-    stage modulated 80 python3 -m gankern bench ops --quick --seconds 60 --network config-f-1024 \
-        --ops modulated_conv2d --providers eager,compile,triton,triton_gemm --out "$out/ops_modulated_$gpu.json"
-    stage phases-1024 65 python3 benchmarks/phases.py --resolution 1024 --channel-base 32768 --batch 8 \
+    stage modulated 65 python3 -m gankern bench ops --quick --seconds 46 --network config-f-1024 \
+        --ops modulated_conv2d --providers eager,compile,triton,triton_gemm,cuda --out "$out/ops_modulated_$gpu.json"
+    stage phases-1024 55 python3 benchmarks/phases.py --resolution 1024 --channel-base 32768 --batch 8 \
         --rounds 5 --json "$out/phases_1024_$gpu.json"
-    stage memory 75 python3 -m gankern bench ops --quick --seconds 60 --network config-f-1024,progan \
+    stage memory 75 python3 -m gankern bench ops --quick --seconds 58 --network config-f-1024,progan \
+        --providers eager,compile,triton,cuda \
         --ops "${GPU_CHECK_OPS:-bias_act,upfirdn2d,pixel_norm,instance_norm,upfirdn2d_bias_act,bias_act_upfirdn2d}" \
         --out "$out/ops_memory_$gpu.json"
-    stage small 25 python3 -m gankern bench ops --seconds 12 --network config-f-1024 --batch 8,32 \
-        --ops minibatch_stddev,pixel_norm --out "$out/ops_small_$gpu.json"
+    stage small 20 python3 -m gankern bench ops --seconds 10 --network config-f-1024 --batch 8,32 \
+        --providers eager,compile,triton,cuda --ops minibatch_stddev,pixel_norm --out "$out/ops_small_$gpu.json"
 fi
 timeout 10 python3 benchmarks/summarise.py "$out" >>"$summary" 2>>"$log" || failed=1
 printf '\n'

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gankern import ops
+from gankern.ops import _impl, use_impl
 
 pytestmark = pytest.mark.gpu
 
@@ -96,12 +97,22 @@ ACTS = {torch.float32: ("lrelu",), torch.bfloat16: ("tanh", "linear"), torch.flo
 WAYS = [pytest.param(dtype, act, id=f"{dtype}-{act}") for dtype, acts in ACTS.items() for act in acts]
 
 
+TRITON_ONLY = ("instance_norm", "conv2d", "modulated_conv2d-gemm")
+
+
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize(("dtype", "act"), WAYS)
 @pytest.mark.parametrize("call", CALLS)
-def test_gpu_equals_cpu(call, dtype, act, channels_last):
+@pytest.mark.parametrize("kernels", ["triton", "cuda"])
+def test_gpu_equals_cpu(kernels, call, dtype, act, channels_last):
+    if kernels == "cuda" and call in TRITON_ONLY:
+        pytest.skip("no kernel of csrc")
+    obstacle = _impl.obstacle(kernels, torch.device("cuda", torch.cuda.current_device()))
+    if obstacle:
+        pytest.skip(f"{kernels}: {obstacle}")
     want = derivatives(call, act, torch.float64, "cpu", dtype)
-    got = derivatives(call, act, dtype, "cuda", dtype, channels_last)
+    with use_impl(kernels):
+        got = derivatives(call, act, dtype, "cuda", dtype, channels_last)
     # a sum over all of y that happens to cancel is as wrong as its terms are: so large is such a sum by nature
     natural = 0.3 * math.sqrt(want[0].numel())
     for number, (a, b) in enumerate(zip(got, want, strict=True)):
