@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from gankern.ops import _triton, downsample2d, setup_filter, upfirdn2d, upfirdn2d_reference, upsample2d
 
-IMPLS = ("reference", "triton")
+IMPLS = ("reference", "triton", "cuda")
 
 TWELVE = [1, -2, 3, 5, 8, 13, 11, 7, 4, 2, -1, 0.5]
 CASES = {

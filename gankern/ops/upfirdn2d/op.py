@@ -149,10 +149,8 @@ def _forward_impl(
     gain: float,
     impl: str,
 ) -> Tensor:
-    if impl == "triton":
-        from gankern.ops.upfirdn2d import kernels
-
-        return kernels.forward(x, f, up, down, padding, flip_filter, gain)
+    if impl != "reference":
+        return _impl.launchers(__package__, impl).forward(x, f, up, down, padding, flip_filter, gain)
     if x.numel() == 0:
         return upfirdn2d_reference(x, f, tuple(up), tuple(down), tuple(padding), flip_filter, gain).contiguous()
     return _eager(x, f, tuple(up), tuple(down), tuple(padding), flip_filter, gain)
@@ -205,7 +203,7 @@ def _backward(ctx, dy):
 
 
 _upfirdn2d.register_autograd(_backward, setup_context=_save)
-_impl.declare("upfirdn2d", "triton", "reference")
+_impl.declare("upfirdn2d", "triton", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------
 

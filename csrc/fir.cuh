@@ -1,0 +1,252 @@
+// The FIR core: up, filter, down in one pass, with a load functor before the filter and a store functor after it.
+//
+// A block takes a tile and goes down its rows. Each input row is loaded once, in 16-byte vectors and ahead of its use,
+// passes the load functor and goes to shared memory, where threads filter it along x into registers; there the rows
+// meet along y, and finished ones go through the store functor. Two buffers take turns, so that one barrier serves
+// BATCH rows. Taps that a filter doesn't have are zero: a filter of 3 taps runs as one of 4.
+//
+// Bytes: every input once but for the halo (DELAY units to the side and below a tile, found in L2), every output once.
+#pragma once
+
+#include "fir_plan.cuh"
+#include "fir_tile.cuh"
+#include "reduce.cuh"
+
+namespace gankern::fir {
+
+template <typename A>
+struct Filter {
+    View<const A> taps;
+    int count;
+    bool flip;  // correlate instead of convolve
+    A gain;
+};
+
+// What `y` is made of along y, for L values at once: the last filtered rows (up = 2), or the unfinished outputs.
+template <typename F, typename A, int L>
+struct Rows {
+    A kept[F::KEPT][L] = {};
+
+    // Row J of a unit comes in.
+    template <int J>
+    GANKERN_DEVICE void add(const A (&row)[L], const A (&w)[F::TAPS]) {
+#pragma unroll
+        for (int i = 0; i < L; i++) {
+            if constexpr (F::UP == 2) {
+#pragma unroll
+                for (int k = 0; k + 1 < F::KEPT; k++) kept[k][i] = kept[k + 1][i];
+                kept[F::KEPT - 1][i] = row[i];
+            } else {
+#pragma unroll
+                for (int k = F::KEPT - 1; k >= 0; k--) {
+                    const A before = J > 0 ? kept[k][i] : k > 0 ? kept[k - 1][i] : A(0);
+                    kept[k][i] = before + w[F::DOWN * k + J] * row[i];
+                }
+            }
+        }
+    }
+
+    // Output row R of the unit that is complete.
+    template <int R>
+    GANKERN_DEVICE void output(A (&to)[L], const A (&w)[F::TAPS], A gain) const {
+#pragma unroll
+        for (int i = 0; i < L; i++) {
+            to[i] = F::UP == 1 ? kept[F::KEPT - 1][i] : w[1 - R] * kept[0][i];
+            if constexpr (F::UP == 2)
+#pragma unroll
+                for (int k = 1; k < F::KEPT; k++) to[i] += w[2 * k + 1 - R] * kept[k][i];
+            to[i] *= gain;
+        }
+    }
+};
+
+// The taps in the order in which inputs meet them.
+template <typename F, typename A>
+GANKERN_DEVICE void read_taps(A (&w)[F::TAPS], const Filter<A>& f) {
+#pragma unroll
+    for (int k = 0; k < F::TAPS; k++) w[k] = k < f.count ? value(f.taps, f.flip ? k : f.count - 1 - k) : A(0);
+}
+
+// The store functor's reads for a unit's outputs, and their use.
+template <typename Tile, typename Store>
+struct Due {
+    typename Store::Raw raw[Tile::Form::UP][Tile::OUTS];
+
+    GANKERN_DEVICE void fetch(const Store& store, const Tile& tile, int unit) {
+        if constexpr (Store::READS) {
+#pragma unroll
+            for (int r = 0; r < Tile::Form::UP; r++)
+#pragma unroll
+                for (int o = 0; o < Tile::OUTS; o++) {
+                    const auto spot = tile.spot(unit, r, o);
+                    if (spot.any()) raw[r][o] = store.fetch(spot);
+                }
+        }
+    }
+};
+
+template <int R, typename Tile, typename Store, typename Filtered, typename A>
+GANKERN_DEVICE void emit(const Store& store, typename Store::State& state, const Tile& tile,
+                         const Due<Tile, Store>& due, const Filtered& rows, const A (&w)[Tile::Form::TAPS], A gain,
+                         int unit) {
+    A out[Tile::OUTS * Tile::V];
+    rows.template output<R>(out, w, gain);
+#pragma unroll
+    for (int o = 0; o < Tile::OUTS; o++) {
+        A v[Tile::V];
+#pragma unroll
+        for (int i = 0; i < Tile::V; i++) v[i] = out[o * Tile::V + i];
+        const auto spot = tile.spot(unit, R, o);
+        if (spot.any()) store.put(state, due.raw[R][o], v, spot);
+    }
+}
+
+// Blocks that a multiprocessor has registers for.
+template <typename Tile, typename Load, typename Store>
+constexpr int blocks_at_once() {
+    using F = typename Tile::Form;
+    constexpr int HELD = F::KEPT * Tile::OUTS * Tile::V;
+    const bool crowded = Tile::COLUMNS ? HELD > 64 : F::TAPS == 12 || F::SPAN + HELD > 39;
+    const int fit = crowded ? 1 : Tile::COLUMNS && F::TAPS == 4 ? 3 : 2;
+    const int taken = Load::EXTRA + Store::EXTRA;
+    return fit > taken ? fit - taken : 1;
+}
+
+// Tile: ColumnTile or PixelTile. Its sums, where either functor keeps them, go to partial
+// [sums, images, tiles, channels].
+template <typename Tile, typename Load, typename Store>
+GANKERN_KERNEL(THREADS, (blocks_at_once<Tile, Load, Store>()))
+filter(Load load, Store store, Filter<typename Tile::A> f, View<typename Tile::A> partial, Plan p) {
+    using F = typename Tile::Form;
+    using A = typename Tile::A;
+    using Held = typename Tile::template Held<Load>;
+    constexpr int L = Tile::OUTS * Tile::V, BATCH = F::BATCH;
+    const Tile tile(p);
+    typename Load::State in(load, tile);
+    typename Store::State out(store, tile);
+    A w[F::TAPS];
+    read_taps<F>(w, f);
+    const int row_size = Tile::template row_size<Held>(p);
+    const auto memory = shared_memory<Held>(0, 2 * BATCH * row_size);
+    Rows<F, A, L> rows;
+    Due<Tile, Store> due[F::TURN];
+    typename Load::Raw raw[BATCH][Tile::LOADS];
+    int row = 0, buffer = 0;  // row: counted from the tile's first
+#pragma unroll
+    for (int b = 0; b < BATCH; b++)
+#pragma unroll
+        for (int l = 0; l < Tile::LOADS; l++) raw[b][l] = load.fetch(tile.source(row + b, l));
+    for (int unit = -F::DELAY; unit < tile.rows; unit += F::TURN) {
+#pragma unroll
+        for (int j = 0; j < F::TURN; j++) due[j].fetch(store, tile, unit + j);
+#pragma unroll
+        for (int j = 0; j < F::DOWN * F::TURN / BATCH; j++) {
+#pragma unroll
+            for (int b = 0; b < BATCH; b++)
+#pragma unroll
+                for (int l = 0; l < Tile::LOADS; l++)
+                    tile.template put<Load>(memory, (buffer + b) * row_size, l, load, in, raw[b][l], row + b);
+            row += BATCH;
+#pragma unroll
+            for (int b = 0; b < BATCH; b++)
+#pragma unroll
+                for (int l = 0; l < Tile::LOADS; l++) raw[b][l] = load.fetch(tile.source(row + b, l));
+            __syncthreads();
+            A one[L];
+            if constexpr (BATCH == 2) {
+                tile.filter(one, memory, buffer * row_size, w);
+                rows.template add<0>(one, w);
+                emit<0>(store, out, tile, due[0], rows, w, f.gain, unit);
+                tile.filter(one, memory, (buffer + 1) * row_size, w);
+                rows.template add<0>(one, w);
+                emit<0>(store, out, tile, due[1], rows, w, f.gain, unit + 1);
+            } else {
+                tile.filter(one, memory, buffer * row_size, w);
+                if (j == 0) rows.template add<0>(one, w);
+                if constexpr (F::DOWN == 2)
+                    if (j == 1) rows.template add<1>(one, w);
+                if (j == F::DOWN - 1) {
+                    emit<0>(store, out, tile, due[0], rows, w, f.gain, unit);
+                    if constexpr (F::UP == 2) emit<1>(store, out, tile, due[0], rows, w, f.gain, unit);
+                }
+            }
+            buffer = BATCH - buffer;
+        }
+    }
+    if constexpr (Load::State::SUMS > 0) tile.store_sums(in.sums, partial, in.wanted());
+    if constexpr (Store::State::SUMS > 0) tile.store_sums(out.sums, partial, out.wanted());
+}
+
+// -- nothing before the filter, nothing after it ----------------------------------------------------------------------
+
+// x as it is.
+template <typename Tile>
+struct PlainLoad {
+    using T = typename Tile::Type;
+    using Held = T;
+    using Raw = Packed<T, Tile::V>;
+    static constexpr bool ZERO_STAYS = true;
+    static constexpr int EXTRA = 0;
+    struct State {
+        static constexpr int SUMS = 0;
+        GANKERN_DEVICE State(const PlainLoad&, const Tile&) {}
+    };
+    View<const T> x;
+
+    template <typename Source>
+    GANKERN_DEVICE Raw fetch(const Source& from) const {
+        return from.get(x);
+    }
+    template <typename Source>
+    GANKERN_DEVICE Raw make(State&, const Raw& raw, const Source&) const {
+        return raw;
+    }
+};
+
+template <typename Tile>
+struct PlainStore {
+    using T = typename Tile::Type;
+    struct Raw {};
+    static constexpr bool READS = false;
+    static constexpr int EXTRA = 0;
+    struct State {
+        static constexpr int SUMS = 0;
+        GANKERN_DEVICE State(const PlainStore&, const Tile&) {}
+    };
+    View<T> y;
+
+    GANKERN_DEVICE Raw fetch(const typename Tile::Spot&) const { return {}; }
+    GANKERN_DEVICE void put(State&, const Raw&, const Acc<T> (&v)[Tile::V], const typename Tile::Spot& spot) const {
+        spot.write(y, v);
+    }
+};
+
+// -- launches ---------------------------------------------------------------------------------------------------------
+
+template <typename Tile>
+Plan plan_for(const Image& image, int64_t pad_x, int64_t pad_y, bool own, bool vectors_in, bool vectors_out) {
+    using F = typename Tile::Form;
+    Plan p;
+    if constexpr (Tile::COLUMNS) p = plan_columns<F>(image, pad_x, pad_y, Tile::V, own);
+    else p = plan_pixels<F>(image, pad_x, pad_y, Tile::V, own, vectors_out);
+    p.images = static_cast<int>(image.images), p.channels = image.channels;
+    p.planes = image.images * image.channels, p.elements = p.planes * image.height * image.width;
+    p.vectors_in = vectors_in;
+    return p;
+}
+
+template <typename Tile, typename Load, typename Store>
+void launch_filter(const Load& load, const Store& store, const Filter<typename Tile::A>& f,
+                   View<typename Tile::A> partial, const Plan& p, void* stream) {
+    using A = typename Tile::A;
+    using H = typename Tile::template Held<Load>;
+    constexpr int V = Tile::V, FORM_ROWS = 2 * Tile::Form::BATCH;
+    const int row = Tile::COLUMNS ? Tile::Form::DOWN * V * THREADS : p.along * p.pitch;
+    const size_t rows = sizeof(H) * FORM_ROWS * row;
+    const size_t sums = partial.data ? sizeof(A) * Tile::SUM_LANES * THREADS : 0;
+    const unsigned blocks = static_cast<unsigned>(int64_t(p.tiles()) * p.tiles_c * (Tile::COLUMNS ? p.images : 1));
+    const Grid grid{dim3(blocks), THREADS, std::max(rows, sums), stream};
+    launch(filter<Tile, Load, Store>, grid, load, store, f, partial, p);
+}
+
+}  // namespace gankern::fir
