@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -66,7 +67,14 @@ GANKERN_DEVICE void store_packed(void* to, const P& packed) {
 
 __host__ __device__ inline float widen(float x) { return x; }
 __host__ __device__ inline float widen(half x) { return __half2float(x); }
-__host__ __device__ inline float widen(bfloat16 x) { return __bfloat162float(x); }
+// As bits: sm_90's own instruction takes the two halves of a register apart first, into a register each.
+__host__ __device__ inline float widen(bfloat16 x) {
+    const __nv_bfloat16_raw raw = x;
+    const unsigned bits = static_cast<unsigned>(raw.x) << 16;
+    float result;
+    memcpy(&result, &bits, sizeof(result));
+    return result;
+}
 
 template <typename T>
 __host__ __device__ inline T narrow(float x) {

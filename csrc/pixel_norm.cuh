@@ -69,21 +69,6 @@ GANKERN_DEVICE void normalise(A (&out)[OUTPUTS<P>], const A (&t)[INPUTS<P>], con
     }
 }
 
-// A bfloat16 as bits: sm_90's own instruction would take both halves of a register apart, in a register each.
-template <typename T>
-GANKERN_DEVICE Acc<T> wide(T x) {
-    if constexpr (std::is_same_v<T, bfloat16>) {
-        uint16_t bits;
-        float result;
-        memcpy(&bits, &x, sizeof(bits));
-        const uint32_t word = uint32_t(bits) << 16;
-        memcpy(&result, &word, sizeof(word));
-        return result;
-    } else {
-        return widen(x);
-    }
-}
-
 // The same for a vector of every tensor, of N pixels: 1, or as many as lanes.
 template <Pass P, typename T, int V>
 GANKERN_DEVICE void load_all(Packed<T, V> (&to)[INPUTS<P>], const Tensors<T>& t, int64_t at) {
@@ -97,7 +82,7 @@ GANKERN_DEVICE void add_all(Acc<T> (&s)[N][SUMS<P>], const Packed<T, V> (&t)[INP
     for (int i = 0; i < V; i++) {
         Acc<T> one[INPUTS<P>];
 #pragma unroll
-        for (int k = 0; k < INPUTS<P>; k++) one[k] = wide(t[k].lane[i]);
+        for (int k = 0; k < INPUTS<P>; k++) one[k] = widen(t[k].lane[i]);
         add<P>(s[i % N], one);
     }
 }
@@ -126,7 +111,7 @@ GANKERN_DEVICE void store_all(const Tensors<T>& to, int64_t at, Packed<T, V> (&t
     for (int i = 0; i < V; i++) {
         Acc<T> one[INPUTS<P>], result[OUTPUTS<P>];
 #pragma unroll
-        for (int k = 0; k < INPUTS<P>; k++) one[k] = wide(t[k].lane[i]);
+        for (int k = 0; k < INPUTS<P>; k++) one[k] = widen(t[k].lane[i]);
         normalise<P>(result, one, s[i % N]);
 #pragma unroll
         for (int k = 0; k < OUTPUTS<P>; k++) out[k][i] = result[k];

@@ -9,12 +9,11 @@ import importlib
 
 import pytest
 import torch
+from ops_util import BUILDS
 
-from gankern import binary, build
+from gankern import build
 from gankern.ops import _cuda, _impl, use_impl
 from gankern.ops._triton import CONFIGS, force_config
-
-BUILDS = binary.cache_dir()  # the user's, whatever the tests set later
 
 
 @pytest.fixture(autouse=True, scope="session")

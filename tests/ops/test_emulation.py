@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BUILDS
-from ops_util import rand
+from ops_util import BUILDS, rand
 
 from gankern import build, ops
 from gankern.ops import use_impl
@@ -99,10 +98,22 @@ def test_every_half_number_converts_as_torch_converts_it(host_build, dtype):
 # -- the kernels in every order ----------------------------------------------------------------------------------------
 
 F4 = ops.setup_filter([1, 3, 3, 1])
+W, S, NOISE = rand(8, 8, 3, 3, dtype=torch.float32), rand(4, 8, dtype=torch.float32), rand(4, 1, 12, 16)
 F12 = ops.setup_filter([1, 2, 3, 4, 5, 6, 6, 5, 4, 3, 2, 1])
 CALLS = {
     "bias_act": lambda x, b: ops.bias_act(x, b, act="lrelu", clamp=0.8, residual=x * 0.5),
     "bias_act swish": lambda x, b: ops.bias_act(x, b, act="swish"),
+    "pixel_norm": lambda x, b: ops.pixel_norm(x),
+    "pixel_norm last": lambda x, b: ops.pixel_norm(x, -1),
+    "pixel_norm long": lambda x, b: ops.pixel_norm(x.flatten(1)),
+    "minibatch_stddev": lambda x, b: ops.minibatch_stddev(x, 2, 2),
+    "minibatch_stddev large": lambda x, b: ops.minibatch_stddev(x.repeat(1, 1, 6, 6), 2, 2),
+    "upfirdn2d up": lambda x, b: ops.upfirdn2d(x, F4, up=2, padding=[2, 1, 2, 1]),
+    "upfirdn2d down": lambda x, b: ops.upfirdn2d(x, F12, down=2, padding=5),
+    "upfirdn2d direct": lambda x, b: ops.upfirdn2d(x, F4, up=[3, 1], down=[2, 1], padding=2),
+    "modulated_conv2d": lambda x, b: ops.modulated_conv2d(
+        x, W, b.float().expand(4, 8) + 1, NOISE, padding=1, bias=b, act="lrelu", clamp=3, next_styles=S, both=True
+    )[1],
 }
 
 

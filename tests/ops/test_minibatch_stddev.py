@@ -9,7 +9,7 @@ from ops_util import assert_close, assert_half_error, assert_same_derivatives, c
 from gankern.ops import _impl, minibatch_stddev, minibatch_stddev_reference
 from gankern.ops._triton import CONFIGS, force_config
 
-IMPLS = ("reference", "triton")
+IMPLS = ("reference", "triton", "cuda")
 
 
 def truth(x, group_size=4, num_channels=1, eps=1e-8):
@@ -60,6 +60,24 @@ def test_parity(n, group_size, num_channels, size):
     assert_same_derivatives(lambda x: minibatch_stddev(x, **args), lambda x: truth(x, **args), inputs, 1e-9)
     group = n if group_size is None else min(group_size, n)
     assert_close(minibatch_stddev_reference(inputs["x"], group, num_channels), truth(inputs["x"], **args), 1e-13)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(
+    ("shape", "group_size", "num_channels"),
+    [
+        ((4, 8, 40, 28), 2, 2),
+        ((2, 6, 45, 33), 2, 1),
+        ((18, 6, 10, 7), 9, 1),
+        ((24, 4, 8, 8), 12, 2),
+        ((2, 7, 2, 2), 2, 1),
+    ],
+    ids=str,
+)
+def test_large_groups(shape, group_size, num_channels, channels_last):
+    """Groups of many samples and of many pixels, which no one block of threads goes over alone."""
+    inputs, args = {"x": rand(*shape, channels_last=channels_last, grad=True)}, (group_size, num_channels)
+    assert_same_derivatives(lambda x: minibatch_stddev(x, *args), lambda x: truth(x, *args), inputs, 1e-9)
 
 
 def test_one_channel():

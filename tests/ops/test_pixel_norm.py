@@ -9,7 +9,7 @@ from ops_util import assert_close, assert_half_error, assert_same_derivatives, c
 from gankern.ops import _impl, pixel_norm, pixel_norm_reference
 from gankern.ops._triton import CONFIGS, force_config
 
-IMPLS = ("reference", "triton")
+IMPLS = ("reference", "triton", "cuda")
 
 
 def truth(x, dim=1, eps=1e-8):
@@ -33,6 +33,20 @@ def test_parity(shape, dim):
     inputs = {"x": rand(*shape, grad=True)}
     assert_same_derivatives(lambda x: pixel_norm(x, dim), lambda x: truth(x, dim), inputs)
     assert_close(pixel_norm_reference(inputs["x"], dim), truth(inputs["x"], dim), 1e-14)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("channels", [16, 40, 130, 258, 512])
+def test_many_channels(channels, channels_last):
+    """However a GPU's threads share the channels of a pixel; an odd number of pixels and images."""
+    for size in (3, 2):
+        inputs = {"x": rand(3, channels, size, 3, channels_last=channels_last, grad=True)}
+        assert_same_derivatives(pixel_norm, truth, inputs)
+
+
+@pytest.mark.parametrize("shape", [(3, 1030), (2, 1031), (1, 4100, 2), (1, 4097, 3)], ids=str)
+def test_more_channels_than_registers_hold(shape):
+    assert_same_derivatives(pixel_norm, truth, {"x": rand(*shape, grad=True)})
 
 
 def test_unit_root_mean_square():

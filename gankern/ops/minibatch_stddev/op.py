@@ -73,18 +73,14 @@ def minibatch_stddev_backward_reference(dy: Tensor, x: Tensor, group: int, num_c
 
 
 def _forward_impl(x: Tensor, group: int, num_channels: int, eps: float, impl: str) -> Tensor:
-    if impl == "triton":
-        from gankern.ops.minibatch_stddev import kernels
-
-        return kernels.forward(x, group, num_channels, eps)
+    if impl != "reference":
+        return _impl.launchers(__package__, impl).forward(x, group, num_channels, eps)
     return minibatch_stddev_reference(x, group, num_channels, eps)
 
 
 def _backward_impl(dy: Tensor, x: Tensor, group: int, num_channels: int, eps: float, impl: str) -> Tensor:
-    if impl == "triton":
-        from gankern.ops.minibatch_stddev import kernels
-
-        return kernels.backward(dy, x, group, num_channels, eps)
+    if impl != "reference":
+        return _impl.launchers(__package__, impl).backward(dy, x, group, num_channels, eps)
     return torch.empty_like(x).copy_(minibatch_stddev_backward_reference(dy, x, group, num_channels, eps))
 
 
@@ -151,7 +147,7 @@ def _double_backward(ctx, v):
 
 
 _minibatch_stddev_backward.register_autograd(_double_backward, setup_context=_save_backward)
-_impl.declare("minibatch_stddev", "triton", "reference")
+_impl.declare("minibatch_stddev", "triton", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------
 

@@ -36,18 +36,14 @@ def pixel_norm_backward_reference(dy: Tensor, x: Tensor, dim: int, eps: float) -
 
 
 def _forward_impl(x: Tensor, dim: int, eps: float, impl: str) -> Tensor:
-    if impl == "triton":
-        from gankern.ops.pixel_norm import kernels
-
-        return kernels.forward(x, dim, eps)
+    if impl != "reference":
+        return _impl.launchers(__package__, impl).forward(x, dim, eps)
     return pixel_norm_reference(x, dim, eps)
 
 
 def _backward_impl(dy: Tensor, x: Tensor, dim: int, eps: float, impl: str) -> Tensor:
-    if impl == "triton":
-        from gankern.ops.pixel_norm import kernels
-
-        return kernels.backward(dy, x, dim, eps)
+    if impl != "reference":
+        return _impl.launchers(__package__, impl).backward(dy, x, dim, eps)
     return pixel_norm_backward_reference(dy, x, dim, eps)
 
 
@@ -86,10 +82,8 @@ def _second_formulas(v: Tensor, dy: Tensor, x: Tensor, dim: int, eps: float, imp
 
 def _second_impl(v: Tensor, dy: Tensor, x: Tensor, dim: int, eps: float, impl: str) -> tuple[Tensor, Tensor]:
     """`_second_formulas` in one pass, once no third order is asked for."""
-    if impl == "triton":
-        from gankern.ops.pixel_norm import kernels
-
-        return kernels.second(v, dy, x, dim, eps)
+    if impl != "reference":
+        return _impl.launchers(__package__, impl).second(v, dy, x, dim, eps)
     return _second_formulas(v, dy, x, dim, eps, impl)
 
 
@@ -107,7 +101,7 @@ def _double_backward(ctx, v):
 
 
 _pixel_norm_backward.register_autograd(_double_backward, setup_context=_save_backward)
-_impl.declare("pixel_norm", "triton", "reference")
+_impl.declare("pixel_norm", "triton", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------
 
