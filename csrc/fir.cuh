@@ -46,15 +46,15 @@ struct Rows {
         }
     }
 
-    // Output row R of the unit that is complete.
-    template <int R>
-    GANKERN_DEVICE void output(A (&to)[L], const A (&w)[F::TAPS], A gain) const {
+    // Output row R of the unit that is complete: the values from `first` on.
+    template <int R, int V>
+    GANKERN_DEVICE void output(A (&to)[V], int first, const A (&w)[F::TAPS], A gain) const {
 #pragma unroll
-        for (int i = 0; i < L; i++) {
-            to[i] = F::UP == 1 ? kept[F::KEPT - 1][i] : w[1 - R] * kept[0][i];
+        for (int i = 0; i < V; i++) {
+            to[i] = F::UP == 1 ? kept[F::KEPT - 1][first + i] : w[1 - R] * kept[0][first + i];
             if constexpr (F::UP == 2)
 #pragma unroll
-                for (int k = 1; k < F::KEPT; k++) to[i] += w[2 * k + 1 - R] * kept[k][i];
+                for (int k = 1; k < F::KEPT; k++) to[i] += w[2 * k + 1 - R] * kept[k][first + i];
             to[i] *= gain;
         }
     }
@@ -67,20 +67,19 @@ GANKERN_DEVICE void read_taps(A (&w)[F::TAPS], const Filter<A>& f) {
     for (int k = 0; k < F::TAPS; k++) w[k] = k < f.count ? value(f.taps, f.flip ? k : f.count - 1 - k) : A(0);
 }
 
-// The store functor's reads for a unit's outputs, and their use.
+// What the store functor reads where a unit's row r of outputs goes.
 template <typename Tile, typename Store>
 struct Due {
-    typename Store::Raw raw[Tile::Form::UP][Tile::OUTS];
+    typename Store::Raw raw[Tile::OUTS];
 
-    GANKERN_DEVICE void fetch(const Store& store, const Tile& tile, int unit) {
-        if constexpr (Store::READS) {
+    GANKERN_DEVICE void fetch(const Store& store, const typename Store::State& state, const Tile& tile, int unit,
+                              int r) {
+        if constexpr (Store::FETCHES) {
 #pragma unroll
-            for (int r = 0; r < Tile::Form::UP; r++)
-#pragma unroll
-                for (int o = 0; o < Tile::OUTS; o++) {
-                    const auto spot = tile.spot(unit, r, o);
-                    if (spot.any()) raw[r][o] = store.fetch(spot);
-                }
+            for (int o = 0; o < Tile::OUTS; o++) {
+                const auto spot = tile.spot(unit, r, o);
+                if (spot.any()) raw[o] = store.fetch(state, spot);
+            }
         }
     }
 };
@@ -89,15 +88,12 @@ template <int R, typename Tile, typename Store, typename Filtered, typename A>
 GANKERN_DEVICE void emit(const Store& store, typename Store::State& state, const Tile& tile,
                          const Due<Tile, Store>& due, const Filtered& rows, const A (&w)[Tile::Form::TAPS], A gain,
                          int unit) {
-    A out[Tile::OUTS * Tile::V];
-    rows.template output<R>(out, w, gain);
 #pragma unroll
     for (int o = 0; o < Tile::OUTS; o++) {
         A v[Tile::V];
-#pragma unroll
-        for (int i = 0; i < Tile::V; i++) v[i] = out[o * Tile::V + i];
-        const auto spot = tile.spot(unit, R, o);
-        if (spot.any()) store.put(state, due.raw[R][o], v, spot);
+        rows.template output<R>(v, o * Tile::V, w, gain);
+        const auto spot = tile.spot(anew(unit), R, o);
+        if (spot.any()) store.put(state, due.raw[o], v, spot);
     }
 }
 
@@ -107,9 +103,16 @@ constexpr int blocks_at_once() {
     using F = typename Tile::Form;
     constexpr int HELD = F::KEPT * Tile::OUTS * Tile::V;
     const bool crowded = Tile::COLUMNS ? HELD > 64 : F::TAPS == 12 || F::SPAN + HELD > 39;
-    const int fit = crowded ? 1 : Tile::COLUMNS && F::TAPS == 4 ? 3 : 2;
-    const int taken = Load::EXTRA + Store::EXTRA;
-    return fit > taken ? fit - taken : 1;
+    const bool roomy = Tile::COLUMNS && F::TAPS == 4 && (F::UP * F::DOWN > 1 || Tile::V <= 4);
+    const int fit = crowded ? 1 : roomy ? 3 : 2;
+    return roomy && Load::EXTRA + Store::EXTRA > 0 ? 2 : fit;
+}
+
+// Input rows between two barriers: two where one would leave too few loads under way.
+template <typename Tile, typename Load, typename Store>
+constexpr int batch() {
+    using F = typename Tile::Form;
+    return F::UP * F::DOWN == 1 && F::TAPS == 4 && Load::READS + Store::READS == 1 ? 2 : 1;
 }
 
 // Tile: ColumnTile or PixelTile. Its sums, where either functor keeps them, go to partial
@@ -120,27 +123,27 @@ filter(Load load, Store store, Filter<typename Tile::A> f, View<typename Tile::A
     using F = typename Tile::Form;
     using A = typename Tile::A;
     using Held = typename Tile::template Held<Load>;
-    constexpr int L = Tile::OUTS * Tile::V, BATCH = F::BATCH;
+    constexpr int L = Tile::OUTS * Tile::V, BATCH = batch<Tile, Load, Store>();  // also the units of a turn
     const Tile tile(p);
-    typename Load::State in(load, tile);
-    typename Store::State out(store, tile);
+    typename Load::State in(load, Tile::at(p, threadIdx.x));
+    typename Store::State out(store, Tile::at(p, threadIdx.x));
     A w[F::TAPS];
     read_taps<F>(w, f);
     const int row_size = Tile::template row_size<Held>(p);
     const auto memory = shared_memory<Held>(0, 2 * BATCH * row_size);
     Rows<F, A, L> rows;
-    Due<Tile, Store> due[F::TURN];
+    Due<Tile, Store> due[BATCH];
     typename Load::Raw raw[BATCH][Tile::LOADS];
     int row = 0, buffer = 0;  // row: counted from the tile's first
 #pragma unroll
     for (int b = 0; b < BATCH; b++)
 #pragma unroll
         for (int l = 0; l < Tile::LOADS; l++) raw[b][l] = load.fetch(tile.source(row + b, l));
-    for (int unit = -F::DELAY; unit < tile.rows; unit += F::TURN) {
+    for (int unit = -F::DELAY; unit < tile.rows; unit += BATCH) {
 #pragma unroll
-        for (int j = 0; j < F::TURN; j++) due[j].fetch(store, tile, unit + j);
+        for (int j = 0; j < BATCH; j++) due[j].fetch(store, out, tile, unit + j, 0);
 #pragma unroll
-        for (int j = 0; j < F::DOWN * F::TURN / BATCH; j++) {
+        for (int j = 0; j < F::DOWN * BATCH / BATCH; j++) {
 #pragma unroll
             for (int b = 0; b < BATCH; b++)
 #pragma unroll
@@ -166,14 +169,19 @@ filter(Load load, Store store, Filter<typename Tile::A> f, View<typename Tile::A
                 if constexpr (F::DOWN == 2)
                     if (j == 1) rows.template add<1>(one, w);
                 if (j == F::DOWN - 1) {
+                    Due<Tile, Store> second;  // read late: more would wait in registers while the row is filtered
+                    if constexpr (F::UP == 2) second.fetch(store, out, tile, unit, 1);
                     emit<0>(store, out, tile, due[0], rows, w, f.gain, unit);
-                    if constexpr (F::UP == 2) emit<1>(store, out, tile, due[0], rows, w, f.gain, unit);
+                    if constexpr (F::UP == 2) emit<1>(store, out, tile, second, rows, w, f.gain, unit);
                 }
             }
             buffer = BATCH - buffer;
         }
     }
-    if constexpr (Load::State::SUMS > 0) tile.store_sums(in.sums, partial, in.wanted());
+    if constexpr (Load::State::SUMS > 0) {
+        load.complete(in);
+        tile.store_sums(in.sums, partial, in.wanted());
+    }
     if constexpr (Store::State::SUMS > 0) tile.store_sums(out.sums, partial, out.wanted());
 }
 
@@ -184,12 +192,13 @@ template <typename Tile>
 struct PlainLoad {
     using T = typename Tile::Type;
     using Held = T;
-    using Raw = Packed<T, Tile::V>;
+    using Raw = Bits;
+    static constexpr int READS = 1;
     static constexpr bool ZERO_STAYS = true;
     static constexpr int EXTRA = 0;
     struct State {
         static constexpr int SUMS = 0;
-        GANKERN_DEVICE State(const PlainLoad&, const Tile&) {}
+        GANKERN_DEVICE State(const PlainLoad&, const Place&) {}
     };
     View<const T> x;
 
@@ -198,8 +207,8 @@ struct PlainLoad {
         return from.get(x);
     }
     template <typename Source>
-    GANKERN_DEVICE Raw make(State&, const Raw& raw, const Source&) const {
-        return raw;
+    GANKERN_DEVICE Packed<T, Tile::V> make(State&, const Raw& raw, const Source&) const {
+        return values_of<T>(raw);
     }
 };
 
@@ -207,16 +216,16 @@ template <typename Tile>
 struct PlainStore {
     using T = typename Tile::Type;
     struct Raw {};
-    static constexpr bool READS = false;
+    static constexpr int READS = 0;
+    static constexpr bool FETCHES = false;
     static constexpr int EXTRA = 0;
     struct State {
         static constexpr int SUMS = 0;
-        GANKERN_DEVICE State(const PlainStore&, const Tile&) {}
+        GANKERN_DEVICE State(const PlainStore&, const Place&) {}
     };
     View<T> y;
 
-    GANKERN_DEVICE Raw fetch(const typename Tile::Spot&) const { return {}; }
-    GANKERN_DEVICE void put(State&, const Raw&, const Acc<T> (&v)[Tile::V], const typename Tile::Spot& spot) const {
+    GANKERN_DEVICE void put(State&, const Raw&, Acc<T> (&v)[Tile::V], const typename Tile::Spot& spot) const {
         spot.write(y, v);
     }
 };
@@ -240,7 +249,7 @@ void launch_filter(const Load& load, const Store& store, const Filter<typename T
                    View<typename Tile::A> partial, const Plan& p, void* stream) {
     using A = typename Tile::A;
     using H = typename Tile::template Held<Load>;
-    constexpr int V = Tile::V, FORM_ROWS = 2 * Tile::Form::BATCH;
+    constexpr int V = Tile::V, FORM_ROWS = 2 * batch<Tile, Load, Store>();
     const int row = Tile::COLUMNS ? Tile::Form::DOWN * V * THREADS : p.along * p.pitch;
     const size_t rows = sizeof(H) * FORM_ROWS * row;
     const size_t sums = partial.data ? sizeof(A) * Tile::SUM_LANES * THREADS : 0;

@@ -28,6 +28,27 @@ void with_tile(bool columns, Fn fn) {
     else fn(Of<PixelTile<T, F>>());
 }
 
+// Partial sums [sums, images, tiles, channels] of a filter that is laid out so.
+inline Tensor tile_sums(const Tensor& like, int64_t sums, const Plan& p) {
+    return sums_like(like, {sums, p.images, p.tiles(), p.channels});
+}
+
+// Adds them up over the tiles: into [sums, images, channels].
+template <typename T>
+void sum_tiles(const Tensor& partial, const Tensor& totals, int64_t sums, const Plan& p, void* stream) {
+    using A = Acc<T>;
+    launch_sum_parts<A, A>(reading<A>(partial), writing<A>(totals), sums * p.images, p.tiles(), p.channels, stream);
+}
+
+// And over the images: into db [channels], in two steps, since the parts are many.
+template <typename T>
+void sum_to_bias(const Tensor& partial, const Tensor& db, const Plan& p, void* stream) {
+    using A = Acc<T>;
+    const Tensor each = sums_like(db, {p.images, p.channels});
+    sum_tiles<T>(partial, each, 1, p, stream);
+    launch_sum_parts<T, A>(reading<A>(each), writing<T>(db), 1, p.images, p.channels, stream);
+}
+
 // How a filter from x to y is laid out; `in` and `out`: whatever is accessed in the shape of x, and in that of y.
 template <typename Tile>
 Plan plan_of(const Tensor& x, const Tensor& y, const Sampling& s, bool own, std::initializer_list<const void*> in,

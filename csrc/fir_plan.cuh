@@ -19,8 +19,6 @@ struct Form {
     static constexpr int SPAN = TAPS / UP;           // inputs that enter an output
     static constexpr int DELAY = (SPAN - 1) / DOWN;  // units read before the first output is complete
     static constexpr int KEPT = SPAN / DOWN;         // filtered rows, or unfinished output rows, that a thread holds
-    static constexpr int BATCH = UP * DOWN == 1 && TAPS == 4 ? 2 : 1;  // input rows between two barriers
-    static constexpr int TURN = BATCH;                    // units of a turn
     static_assert(TAPS % (UP * DOWN) == 0);
 };
 

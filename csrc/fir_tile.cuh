@@ -17,11 +17,37 @@ GANKERN_DEVICE int anew(int i) {
     return i;
 }
 
+// A vector as it waits for its use: in four registers, where the lanes of a Packed would take one each.
+struct Bits {
+    uint32_t word[VECTOR_BYTES / 4];
+};
+
+template <typename T>
+GANKERN_DEVICE Bits bits_of(const Packed<T, VECTOR<T>>& values) {
+    Bits bits;
+    memcpy(&bits, &values, sizeof(bits));
+    return bits;
+}
+
+template <typename T>
+GANKERN_DEVICE Packed<T, VECTOR<T>> values_of(const Bits& bits) {
+    Packed<T, VECTOR<T>> values;
+    memcpy(&values, &bits, sizeof(bits));
+    return values;
+}
+
+// What a thread works on: a tile of one image; its first channel.
+struct Place {
+    int64_t image, channel;
+    int tile;
+    bool exists;
+};
+
 // Sums of a thread over its pixels -> partial [sums, images, tiles, channels], of those in the bits of `wanted`.
 template <int Q, int N, typename A>
-GANKERN_DEVICE void store_tile_sums(const A (&sums)[Q][N], View<A> partial, int wanted, const Plan& p, int64_t image,
-                                    int64_t channel, int tile, int rank, int ranks, int distance, bool exists) {
-    int64_t place = image * p.tiles() + tile;
+GANKERN_DEVICE void store_tile_sums(const A (&sums)[Q][N], View<A> partial, int wanted, const Plan& p, const Place& at,
+                                    int rank, int ranks, int distance) {
+    int64_t part = at.image * p.tiles() + at.tile;
 #pragma unroll
     for (int q = 0; q < Q; q++) {
         if (!(wanted >> q & 1)) continue;
@@ -29,10 +55,10 @@ GANKERN_DEVICE void store_tile_sums(const A (&sums)[Q][N], View<A> partial, int 
 #pragma unroll
         for (int i = 0; i < N; i++) s[i] = sums[q][i];
         sum_over_ranks<N>(s, shared_memory<A>(0, N * THREADS), rank, ranks, distance);
-        if (exists && rank == 0)
+        if (at.exists && rank == 0)
 #pragma unroll
-            for (int i = 0; i < N; i++) *partial.write(place * p.channels + channel + i, 1) = s[i];
-        place += int64_t(p.images) * p.tiles();
+            for (int i = 0; i < N; i++) *partial.write(part * p.channels + at.channel + i, 1) = s[i];
+        part += int64_t(p.images) * p.tiles();
     }
 }
 
@@ -53,11 +79,8 @@ struct ColumnTile {
         int64_t at, pixel;
         bool on, owned;  // whether there are any, and whether this block counts them
 
-        GANKERN_DEVICE Packed<T, V> get(View<const T> from) const {
-            Packed<T, V> values{};
-            if (on) values = load<V>(from, at);
-            return values;
-        }
+        GANKERN_DEVICE bool owns(int) const { return on && owned; }
+        GANKERN_DEVICE Bits get(View<const T> from) const { return on ? bits_of<T>(load<V>(from, at)) : Bits{}; }
     };
 
     // V channels of an output pixel.
@@ -66,26 +89,29 @@ struct ColumnTile {
         bool on;
 
         GANKERN_DEVICE bool any() const { return on; }
-        GANKERN_DEVICE Packed<T, V> read(View<const T> from) const { return load<V>(from, at); }
+        GANKERN_DEVICE bool has(int) const { return true; }
+        GANKERN_DEVICE int apart() const { return 0; }
+        GANKERN_DEVICE Bits read(View<const T> from) const { return bits_of<T>(load<V>(from, at)); }
         GANKERN_DEVICE void write(View<T> to, const A (&v)[V]) const { store(to, at, pack<T, V>(v)); }
     };
 
     const Plan& p;
-    int64_t image, channel, in_at, out_at;
-    int place, rank, tile, rows, first_row, first_column, out_row, out_column;
+    int64_t in_at, out_at;
+    int place, rank, rows, first_row, first_column, out_row, out_column;
     bool exists;
 
+    GANKERN_DEVICE static Place at(const Plan& p, int thread) {
+        const unsigned block = blockIdx.x, deep = p.tiles_c, tiles = p.tiles();
+        const int64_t channel = int64_t(block % deep * p.across + thread % p.across) * V;
+        return {block / deep / tiles, channel, static_cast<int>(block / deep % tiles), channel < p.channels};
+    }
+
     GANKERN_DEVICE explicit ColumnTile(const Plan& plan) : p(plan) {
-        const unsigned thread = threadIdx.x, across = p.across;
-        unsigned block = blockIdx.x;
-        channel = int64_t(block % p.tiles_c * across + thread % across) * V;
-        block /= p.tiles_c;
-        const int tiles = p.tiles();
-        tile = block % tiles, image = block / tiles;
+        const auto [image, channel, tile, there] = at(p, threadIdx.x);
         const int x = tile % p.tiles_x * p.columns, y = tile / p.tiles_x * p.rows;
-        place = thread, rank = thread / across;
+        place = threadIdx.x, rank = place / p.across;
         rows = p.y.units - y < p.rows ? p.y.units - y : p.rows;
-        exists = channel < p.channels;
+        exists = there;
         first_row = F::DOWN * y - p.y.lead, first_column = F::DOWN * (x + rank) - p.x.lead;
         out_row = F::UP * y - p.y.shift, out_column = F::UP * (x + rank) - p.x.shift;
         in_at = ((image * p.y.size + first_row) * p.x.size + first_column) * p.channels + channel;
@@ -120,7 +146,7 @@ struct ColumnTile {
                             typename Load::State& state, const typename Load::Raw& raw, int row) const {
         using H = typename Load::Held;
         constexpr int W = VECTOR<H> < V ? VECTOR<H> : V;
-        const Source from = source(row, l);
+        const Source from = source(anew(row), l);
         Packed<H, V> values = load.make(state, raw, from);
 #pragma unroll
         for (int h = 0; h < V / W; h++) {
@@ -137,11 +163,12 @@ struct ColumnTile {
 #pragma unroll
         for (int i = 0; i < OUTS * V; i++) to[i] = A(0);
         if (rank >= p.columns) return;
+        const int first = anew(place);
 #pragma unroll
         for (int k = 0; k < F::SPAN; k++) {
 #pragma unroll
             for (int h = 0; h < V / W; h++) {
-                const int thread = place + k / F::DOWN * p.across;
+                const int thread = first + k / F::DOWN * p.across;
                 const auto part = load<W>(from, base + ((h * F::DOWN + k % F::DOWN) * THREADS + thread) * W);
 #pragma unroll
                 for (int i = 0; i < W; i++) {
@@ -159,7 +186,7 @@ struct ColumnTile {
 
     template <int Q>
     GANKERN_DEVICE void store_sums(const A (&sums)[Q][V], View<A> partial, int wanted) const {
-        store_tile_sums(sums, partial, wanted, p, image, channel, tile, rank, p.along, p.across, exists);
+        store_tile_sums(sums, partial, wanted, p, at(p, anew(place)), rank, p.along, p.across);
     }
 };
 
@@ -183,14 +210,14 @@ struct PixelTile {
 
         GANKERN_DEVICE bool has(int i) const { return i >= first && i < last; }
         GANKERN_DEVICE bool owns(int i) const { return i >= owned_first && i < owned_last; }
-        GANKERN_DEVICE Packed<T, V> get(View<const T> from) const {
+        GANKERN_DEVICE Bits get(View<const T> from) const {
+            if (first >= last) return {};
+            if (whole) return bits_of<T>(load<V>(from, at));
             Packed<T, V> values{};
-            if (first >= last) return values;
-            if (whole) return load<V>(from, at);
 #pragma unroll
             for (int i = 0; i < V; i++)
                 if (has(i)) values.lane[i] = *from.read(at + i, 1);
-            return values;
+            return bits_of<T>(values);
         }
     };
 
@@ -202,13 +229,14 @@ struct PixelTile {
 
         GANKERN_DEVICE bool any() const { return on; }
         GANKERN_DEVICE bool has(int i) const { return vector || within(column + i * step, width); }
-        GANKERN_DEVICE Packed<T, V> read(View<const T> from) const {
-            if (vector) return load<V>(from, at);
+        GANKERN_DEVICE int apart() const { return step; }
+        GANKERN_DEVICE Bits read(View<const T> from) const {
+            if (vector) return bits_of<T>(load<V>(from, at));
             Packed<T, V> values{};
 #pragma unroll
             for (int i = 0; i < V; i++)
                 if (has(i)) values.lane[i] = *from.read(at + int64_t(i) * step, 1);
-            return values;
+            return bits_of<T>(values);
         }
         GANKERN_DEVICE void write(View<T> to, const A (&v)[V]) const {
             if (vector) return store(to, at, pack<T, V>(v));
@@ -219,18 +247,20 @@ struct PixelTile {
     };
 
     const Plan& p;
-    int64_t image, channel, in_at, out_at;
-    int rank, plane_at, tile, rows, first_row, first_column, out_row, out_column, most;
+    int64_t in_at, out_at;
+    int rank, plane_at, rows, first_row, first_column, out_row, out_column, most;
     bool exists;
 
+    GANKERN_DEVICE static Place at(const Plan& p, int thread) {
+        const unsigned block = blockIdx.x, tiles = p.tiles(), channels = static_cast<unsigned>(p.channels);
+        const unsigned plane = block / tiles * p.along + thread / p.across;
+        return {plane / channels, plane % channels, static_cast<int>(block % tiles), plane < p.planes};
+    }
+
     GANKERN_DEVICE explicit PixelTile(const Plan& plan) : p(plan) {
-        const unsigned thread = threadIdx.x, tiles = p.tiles(), across = p.across;
-        const unsigned block = blockIdx.x;
-        tile = block % tiles, rank = thread % across;
-        const int64_t plane = int64_t(block / tiles) * p.along + thread / across;
-        exists = plane < p.planes;
-        image = static_cast<unsigned>(plane) / static_cast<unsigned>(p.channels), channel = plane - image * p.channels;
-        plane_at = thread / across * p.pitch;
+        const auto [image, channel, tile, there] = at(p, threadIdx.x);
+        const int64_t plane = image * p.channels + channel;
+        exists = there, rank = threadIdx.x % p.across, plane_at = threadIdx.x / p.across * p.pitch;
         const int x = tile % p.tiles_x * p.columns, y = tile / p.tiles_x * p.rows;
         rows = p.y.units - y < p.rows ? p.y.units - y : p.rows;
         first_row = F::DOWN * y - p.y.lead, first_column = F::DOWN * x - p.x.lead;
@@ -276,7 +306,7 @@ struct PixelTile {
     template <typename Load>
     GANKERN_DEVICE void put(Shared<A> to, int base, int l, const Load& load, typename Load::State& state,
                             const typename Load::Raw& raw, int row) const {
-        const Source from = source(row, l);
+        const Source from = source(anew(row), l);
         if (from.place >= most) return;
         const auto values = load.make(state, raw, from);
 #pragma unroll
@@ -293,7 +323,7 @@ struct PixelTile {
 
     template <int Q>
     GANKERN_DEVICE void store_sums(const A (&sums)[Q][1], View<A> partial, int wanted) const {
-        store_tile_sums(sums, partial, wanted, p, image, channel, tile, rank, p.across, 1, exists);
+        store_tile_sums(sums, partial, wanted, p, at(p, anew(threadIdx.x)), rank, p.across, 1);
     }
 
 private:

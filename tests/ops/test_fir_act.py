@@ -9,7 +9,7 @@ from torch._subclasses import FakeTensorMode
 
 from gankern.ops import _triton, bias_act_upfirdn2d, no_weight_gradients, setup_filter, upfirdn2d_bias_act
 
-IMPLS = ("reference", "triton")
+IMPLS = ("reference", "triton", "cuda")
 
 FILTERS = {
     "same": (setup_filter([1, 3, 3, 1], separable=False), {"padding": [1, 2, 2, 1]}),

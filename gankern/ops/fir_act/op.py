@@ -50,10 +50,8 @@ def _filter_act_impl(
     impl: str,
 ) -> Tensor:
     fir = up, down, padding, flip_filter, filter_gain
-    if impl == "triton":
-        from gankern.ops.fir_act import kernels
-
-        return kernels.filter_act(x, f, bias, fir, (act, alpha, gain, clamp))
+    if impl != "reference":
+        return _impl.launchers(__package__, impl).filter_act(x, f, bias, fir, (act, alpha, gain, clamp))
     return ba._forward_impl(ud._forward_impl(x, f, *fir, impl), bias, None, 1, act, alpha, gain, clamp, impl)
 
 
@@ -77,10 +75,9 @@ def _filter_act_backward_impl(
     """(dx, db); db is empty unless `bias_grad`. y is None where the activation is linear and there is no clamp."""
     fir = up, down, padding, flip_filter, filter_gain
     adjoint = ud.adjoint_args(f, size, dy.shape[2:], *fir)
-    if impl == "triton":
-        from gankern.ops.fir_act import kernels
-
-        return kernels.filter_act_backward(dy, y, f, size, bias_grad, adjoint, (act, alpha, gain, clamp))
+    if impl != "reference":
+        backward = _impl.launchers(__package__, impl).filter_act_backward
+        return backward(dy, y, f, size, bias_grad, adjoint, (act, alpha, gain, clamp))
     g, db = ba._backward_impl(dy, None, None, y, bias_grad, 1, act, alpha, gain, clamp, impl)
     return ud._forward_impl(g, f, *adjoint, impl), db
 
@@ -127,7 +124,7 @@ def _double_backward_of_filter_act(ctx, ddx, ddb):
 
 
 _filter_act_backward.register_autograd(_double_backward_of_filter_act, setup_context=_save_filter_act_backward)
-_impl.declare("upfirdn2d_bias_act", "triton", "reference")
+_impl.declare("upfirdn2d_bias_act", "triton", "cuda", "reference")
 
 # -- the activation, then the filter ----------------------------------------------------------------------------------
 
@@ -148,10 +145,8 @@ def _act_filter_impl(
     impl: str,
 ) -> Tensor:
     fir = up, down, padding, flip_filter, filter_gain
-    if impl == "triton":
-        from gankern.ops.fir_act import kernels
-
-        return kernels.act_filter(x, bias, f, fir, (act, alpha, gain, clamp))
+    if impl != "reference":
+        return _impl.launchers(__package__, impl).act_filter(x, bias, f, fir, (act, alpha, gain, clamp))
     return ud._forward_impl(ba._forward_impl(x, bias, None, 1, act, alpha, gain, clamp, impl), f, *fir, impl)
 
 
@@ -176,10 +171,8 @@ def _act_filter_backward_impl(
     """(dx, db); db is empty unless `bias_grad`. x is None where the activation is linear and there is no clamp."""
     adjoint = ud.adjoint_args(f, size, dz.shape[2:], up, down, padding, flip_filter, filter_gain)
     spec = act, alpha, gain, clamp
-    if impl == "triton":
-        from gankern.ops.fir_act import kernels
-
-        return kernels.act_filter_backward(dz, x, bias, f, size, bias_grad, adjoint, spec)
+    if impl != "reference":
+        return _impl.launchers(__package__, impl).act_filter_backward(dz, x, bias, f, size, bias_grad, adjoint, spec)
     t = ud._forward_impl(dz, f, *adjoint, impl)
     return ba._backward_impl(t, *_kept(x, bias, spec, impl), bias_grad, 1, *spec, impl)
 
@@ -203,10 +196,8 @@ def _act_filter_tangent_impl(
 ) -> Tensor:
     """A ((v + vb) · act'): the gradient of <dx, v> + <db, vb> with respect to dz, in one pass."""
     fir, spec = (up, down, padding, flip_filter, filter_gain), (act, alpha, gain, clamp)
-    if impl == "triton":
-        from gankern.ops.fir_act import kernels
-
-        return kernels.act_filter_tangent(v, vb, x, bias, f, fir, spec)
+    if impl != "reference":
+        return _impl.launchers(__package__, impl).act_filter_tangent(v, vb, x, bias, f, fir, spec)
     v = v if vb is None else v + ba._along(vb, 1, 4)
     g = ba._backward_impl(v, *_kept(x, bias, spec, impl), False, 1, *spec, impl)[0]
     return ud._forward_impl(g, f, *fir, impl)
@@ -263,7 +254,7 @@ def _double_backward_of_act_filter(ctx, ddx, ddb):
 
 
 _act_filter_backward.register_autograd(_double_backward_of_act_filter, setup_context=_save_act_filter_backward)
-_impl.declare("bias_act_upfirdn2d", "triton", "reference")
+_impl.declare("bias_act_upfirdn2d", "triton", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------
 
