@@ -27,6 +27,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--max-images", type=int, metavar="N", help="take N images, evenly spread over the source")
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that can't be used")
     parser.add_argument("--labels-from-folders", action="store_true", help="each top folder of the source is a class")
+    parser.add_argument(
+        "--pyramid",
+        action="store_true",
+        help="store the images at 4 px to R/2 as well, so that ProGAN's early stages have nothing to decode",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
             max_images=args.max_images,
             skip_bad=args.skip_bad,
             labels_from_folders=args.labels_from_folders,
+            pyramid=args.pyramid,
             progress=progress,
         )
     print(report.summary())

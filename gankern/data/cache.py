@@ -36,8 +36,11 @@ def load_array(dataset: ImageDataset, workers: int | None = None, progress: Prog
     """All images, uint8 [N, C, R, R], read-only: from the cache folder, decoded into it where they aren't there yet.
 
     Processes that ask for the same images wait for one of them to decode. A folder that can't be written is passed
-    over with a warning, for plain memory. InputError: bad images (all are listed), or no room on the disk.
+    over with a warning, for plain memory. Where the dataset's pyramid has the images, they are mapped from it instead.
+    InputError: bad images (all are listed), or no room on the disk.
     """
+    if dataset.stored_array is not None:
+        return dataset.stored_array
     shape = (len(dataset), dataset.channels, dataset.resolution, dataset.resolution)
     label = re.sub(r"\W+", "_", dataset.name)[:40]
     path = cache_folder() / f"{label}-{dataset.resolution}-{dataset.identity[:24]}.npy"
@@ -108,7 +111,7 @@ def _decoded_chunks(dataset: ImageDataset, workers: int | None, progress: Progre
     image_bytes = dataset.nbytes // len(dataset)
     chunk = max(1, CHUNK_BYTES // image_bytes)
     batches = [range(i, min(i + chunk, len(dataset))) for i in range(0, len(dataset), chunk)]
-    estimate = len(dataset) * (1e-4 + 3e-8 * dataset.stored_resolution**2)  # seconds on one core
+    estimate = len(dataset) * (1e-4 + 3e-8 * dataset.read_resolution**2)  # seconds on one core
     if workers is None:
         workers = available_cores() if estimate > WORKERS_PAY_AFTER else 0
     done, bad = 0, []

@@ -14,6 +14,7 @@ from gankern.data.dataset import MIN_RESOLUTION, is_resolution
 from gankern.data.decode import BadImage, Header, decode
 from gankern.data.labels import Label, label_dim, read_labels
 from gankern.data.parallel import Progress, ordered_map
+from gankern.data.pyramid import Levels, level_resolutions, reduced
 from gankern.data.scan import bad_images, listed, scan
 from gankern.data.source import READ_ERRORS, Entry, Source, open_source, spread
 from gankern.data.writer import dataset_writer, encode_png, refuse_existing
@@ -24,10 +25,12 @@ TRANSFORMS = ("center-crop", "center-crop-wide")
 
 @dataclass
 class Report:
-    """What `prepare` did. `skipped` holds (name, reason) of bad images; `label_dim` is 0 without labels."""
+    """What `prepare` did. `skipped` holds (name, reason) of bad images; `label_dim` is 0 without labels; `levels` are
+    the pyramid's resolutions."""
 
     out: Path
     resolution: int
+    levels: list[int] = field(default_factory=list)
     label_dim: int = 0
     written: int = 0
     conversions: Counter = field(default_factory=Counter)
@@ -37,6 +40,8 @@ class Report:
         """One line for a person."""
         parts = [f"{self.out}: {self.written:,} images at {self.resolution}x{self.resolution}"]
         parts.append(f"labels of {self.label_dim}" if self.label_dim else "no labels")
+        if self.levels:
+            parts.append(f"pyramid of {self.levels[0]} to {self.levels[-1]} px")
         if self.conversions:
             parts.append("converted " + ", ".join(f"{count:,} {kind}" for kind, count in self.conversions.items()))
         if self.skipped:
@@ -51,6 +56,11 @@ class _Job(NamedTuple):
     conversions: tuple[str, ...]
 
 
+class _Made(NamedTuple):
+    png: bytes
+    levels: Levels
+
+
 def prepare(
     source: str | os.PathLike,
     out: str | os.PathLike,
@@ -60,6 +70,7 @@ def prepare(
     max_images: int | None = None,
     skip_bad: bool = False,
     labels_from_folders: bool = False,
+    pyramid: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Writes the layout of the StyleGAN tools to a zip or folder: RGB PNGs of resolution x resolution, and labels.
@@ -67,13 +78,15 @@ def prepare(
     `source`: a folder or zip of images, cifar-10-python.tar.gz, or an MNIST idx3-ubyte file. `transform`: None takes
     square images only; "center-crop" cuts out the middle square; "center-crop-wide" the middle 16:9, laid on black.
     Images are resized by Lanczos. `max_images`: so many, evenly spread over the sorted source.
-    `labels_from_folders`: each top folder of the source is a class.
+    `labels_from_folders`: each top folder of the source is a class. `pyramid`: all images at 4 px ... resolution/2
+    beside them, uncompressed (a third of the size of all images decoded), so that `open_dataset(out, resolution=4)`
+    has nothing to decode.
     InputError: wrong options or files, bad images (all listed) unless `skip_bad`, `out` not empty, a full disk. The
     output then stays as it was; it is whole or not there at all.
     """
     source, out = Path(source).expanduser(), Path(out).expanduser()
-    _check_options(source, out, resolution, transform)
-    report = Report(out, resolution)
+    _check_options(source, out, resolution, transform, pyramid)
+    report = Report(out, resolution, level_resolutions(resolution) if pyramid else [])
     if is_cifar(source) or is_mnist(source):
         if labels_from_folders:
             raise InputError(f"--labels-from-folders: {source} isn't a folder or a zip")
@@ -87,12 +100,12 @@ def prepare(
     report.label_dim = label_dim([job.label for job in jobs if job.label is not None])
 
     with dataset_writer(out) as writer:
-        made = ordered_map(lambda job: (job, _png(job, resolution, transform)), jobs)
-        for done, (job, png) in enumerate(made, 1):
-            if isinstance(png, str):
-                report.skipped.append((job.name, png))
+        made = ordered_map(lambda job: (job, _make(job, resolution, transform, pyramid)), jobs)
+        for done, (job, image) in enumerate(made, 1):
+            if isinstance(image, str):
+                report.skipped.append((job.name, image))
             elif skip_bad or not report.skipped:  # else nothing will come of it but the list of bad images
-                writer.add(png, job.label)
+                writer.add(image.png, job.label, image.levels)
                 report.conversions.update(job.conversions)
             if progress:
                 progress(done, len(jobs))
@@ -102,11 +115,13 @@ def prepare(
     return report
 
 
-def _check_options(source: Path, out: Path, resolution: int, transform: str | None) -> None:
+def _check_options(source: Path, out: Path, resolution: int, transform: str | None, pyramid: bool) -> None:
     if not is_resolution(resolution):
         raise InputError(f"--resolution {resolution}: expected a power of two of at least {MIN_RESOLUTION}")
     if transform is not None and transform not in TRANSFORMS:
         raise InputError(f"--transform {transform}: expected {' or '.join(TRANSFORMS)}")
+    if pyramid and not level_resolutions(resolution):
+        raise InputError(f"--pyramid: images of {resolution}x{resolution} have no lower level")
     refuse_existing(out)
     if source.is_dir() and source.resolve() in (out.resolve(), *out.resolve().parents):
         raise InputError(f"--out {out}: lies within the source {source}, expected a place outside of it")
@@ -167,8 +182,8 @@ def _load(source: Source, name: str) -> Image.Image:
         raise BadImage(f"can't be read: {error}") from error
 
 
-def _png(job: _Job, resolution: int, transform: str | None) -> bytes | str:
-    """The finished file, or why there is none."""
+def _make(job: _Job, resolution: int, transform: str | None, pyramid: bool) -> _Made | str:
+    """The finished file and its pyramid, or why there is none."""
     try:
         image = job.load()
     except BadImage as error:
@@ -179,7 +194,7 @@ def _png(job: _Job, resolution: int, transform: str | None) -> bytes | str:
         image.paste(wide, (0, (resolution - wide.height) // 2))
     else:
         image = _crop_and_resize(image, resolution, resolution)
-    return encode_png(image)
+    return _Made(encode_png(image), reduced(image) if pyramid else {})
 
 
 def _crop_and_resize(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -1,6 +1,7 @@
 """Where images come from: a folder or a zip, listed in a fixed order and read by name. Decoding lives in decode.py."""
 
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,11 @@ class FolderSource:
             file.seek(max(0, entry.size - count))
             return file.read()
 
+    def place(self, name: str) -> tuple[Path, int, int] | None:
+        """Path, offset and size of the bytes of any file of the source, image or not; None where it isn't there."""
+        path = self.path / name
+        return (path, 0, path.stat().st_size) if path.is_file() else None
+
     def read_labels(self) -> bytes | None:
         path = self.path / LABELS_FILE
         return path.read_bytes() if path.is_file() else None
@@ -73,6 +79,20 @@ class ZipSource:
 
     def tail(self, entry: Entry, count: int) -> bytes | None:
         return None
+
+    def place(self, name: str) -> tuple[Path, int, int] | None:
+        """As of a folder. ValueError for a file that is compressed, and so lies nowhere as it is."""
+        info = self._archive().NameToInfo.get(name)
+        if info is None:
+            return None
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:  # bit 0: encrypted
+            raise ValueError(f"{name} is compressed in this zip, and of use only without compression")
+        with open(self.path, "rb") as file:
+            file.seek(info.header_offset)
+            header = file.read(30)
+        if len(header) < 30 or header[:4] != b"PK\x03\x04":
+            raise zipfile.BadZipFile(f"{name} isn't where the zip says")
+        return self.path, info.header_offset + 30 + sum(struct.unpack("<HH", header[26:])), info.file_size
 
     def read_labels(self) -> bytes | None:
         return self.read(LABELS_FILE) if LABELS_FILE in self._archive().NameToInfo else None

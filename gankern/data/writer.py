@@ -1,4 +1,7 @@
-"""Writes the dataset layout of the StyleGAN tools, whole or not at all: numbered folders of PNGs and dataset.json."""
+"""Writes the dataset layout of the StyleGAN tools, whole or not at all: numbered folders of PNGs and dataset.json.
+
+A pyramid (pyramid.py) may stand beside them.
+"""
 
 import errno
 import fcntl
@@ -7,13 +10,15 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
 from gankern.data.labels import Label
+from gankern.data.pyramid import Levels, PyramidWriter
 from gankern.data.source import LABELS_FILE
 from gankern.errors import InputError
 
@@ -34,30 +39,46 @@ class DatasetWriter:
     def __init__(self, partial: Path, archive: zipfile.ZipFile | None):
         self.count = 0
         self._partial, self._archive, self._labels = partial, archive, []
+        self._pyramid = PyramidWriter(partial.parent)
 
-    def add(self, png: bytes, label: Label | None = None) -> None:
-        """Writes the next image. Either all images have a label or none has."""
+    def add(self, png: bytes, label: Label | None = None, levels: Levels | None = None) -> None:
+        """Writes the next image. Either all images have a label or none has; likewise levels of a pyramid."""
         name = f"{self.count // IMAGES_IN_A_FOLDER:05d}/img{self.count:08d}.png"
         self._write(name, png)
         if label is not None:
             self._labels.append([name, label])
+        if levels:
+            self._pyramid.add(name, png, levels)
         self.count += 1
 
     def finish(self) -> None:
-        """Writes the labels. ValueError: only some images have one."""
-        if self._labels and len(self._labels) != self.count:
-            raise ValueError(f"{len(self._labels)} labels for {self.count} images")
+        """Writes the labels, and the pyramid. ValueError: only some images have one."""
+        for kind, count in (("labels", len(self._labels)), ("pyramids", self._pyramid.count)):
+            if count not in (0, self.count):
+                raise ValueError(f"{count} {kind} for {self.count} images")
         self._write(LABELS_FILE, json.dumps({"labels": self._labels or None}).encode())
+        if self._pyramid.count:
+            self._pyramid.finish(self._create)
+
+    def close(self) -> None:
+        """Drops what `finish` hasn't written."""
+        self._pyramid.close()
 
     def _write(self, name: str, data: bytes) -> None:
         if self._archive is not None:
-            info = zipfile.ZipInfo(name, ZIP_DATE)
-            info.create_system, info.external_attr = 3, 0o644 << 16  # what Unix writes, on any system
-            self._archive.writestr(info, data)
-            return
+            self._archive.writestr(_zip_info(name), data)
+        else:
+            self._path(name).write_bytes(data)
+
+    def _create(self, name: str) -> BinaryIO:
+        if self._archive is not None:
+            return self._archive.open(_zip_info(name), "w", force_zip64=True)
+        return open(self._path(name), "wb")
+
+    def _path(self, name: str) -> Path:
         path = self._partial / name
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data)
+        return path
 
 
 @contextmanager
@@ -112,8 +133,7 @@ def _write_then_rename(partial: Path, out: Path, zipped: bool) -> Iterator[Datas
     try:
         if zipped:
             with open(partial, "wb") as file:
-                with zipfile.ZipFile(file, "w") as archive:
-                    writer = DatasetWriter(partial, archive)
+                with zipfile.ZipFile(file, "w") as archive, closing(DatasetWriter(partial, archive)) as writer:
                     yield writer
                     writer.finish()
                 file.flush()
@@ -121,10 +141,16 @@ def _write_then_rename(partial: Path, out: Path, zipped: bool) -> Iterator[Datas
         else:
             for leftover in partial.iterdir():  # of a process that was killed
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            writer = DatasetWriter(partial, None)
-            yield writer
-            writer.finish()
+            with closing(DatasetWriter(partial, None)) as writer:
+                yield writer
+                writer.finish()
         os.rename(partial, out)
     except BaseException:
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
         raise
+
+
+def _zip_info(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, ZIP_DATE)
+    info.create_system, info.external_attr = 3, 0o644 << 16  # what Unix writes, on any system
+    return info

@@ -1,6 +1,6 @@
 """Scores of a generator against a dataset, in bounded memory: what snapshots and `gankern metrics` share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gankern.data import ImageDataset
 from gankern.errors import InputError
+from gankern.metrics._images import Images
 from gankern.metrics.descriptors import DescriptorCollector
 from gankern.metrics.floor import SWDScore, disjoint_halves, swd_with_floor
 from gankern.metrics.structural import ms_ssim_diversity
@@ -33,6 +34,29 @@ def conditions(dataset: ImageDataset, network: nn.Module, n: int, seed: int = 0)
             f"{dataset.name}: labels of {dataset.label_dim} numbers, but the network is conditioned on {network.c_dim}"
         )
     return latents, torch.from_numpy(dataset.label_rows(rng.randint(len(dataset), size=n)))
+
+
+def check_resolution(dataset: ImageDataset, metric: str) -> None:
+    """InputError for images that are too small for "swd" or "ms_ssim"."""
+    least = {"swd": MIN_SWD_RESOLUTION, "ms_ssim": MIN_MS_SSIM_RESOLUTION}[metric]
+    if dataset.resolution < least:
+        raise InputError(f"{metric}: images are {dataset.resolution} px, expected {least} or more")
+
+
+def decoded(dataset: ImageDataset, indices: np.ndarray) -> Iterator[np.ndarray]:
+    """uint8 batches of the reals of those indices, in their order."""
+    for part in np.array_split(indices, -(-len(indices) // _REAL_BATCH)):
+        yield np.stack([dataset.image(i) for i in part])
+
+
+def collect(
+    batches: Iterable[Images], dataset: ImageDataset, count: int, seed: int, device: torch.device | str | None
+) -> DescriptorCollector:
+    """The patches of `count` images, reals or samples."""
+    collector = DescriptorCollector(dataset.resolution, dataset.channels, count, seed, device=device)
+    for images in batches:
+        collector.add(images)
+    return collector
 
 
 class Evaluator:
@@ -63,37 +87,25 @@ class Evaluator:
 
     def reals(self, half: int) -> Iterator[np.ndarray]:
         """uint8 batches of one of the two disjoint sets of `count` reals."""
-        return self._decoded(self.halves[half])
-
-    def _decoded(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        for part in np.array_split(indices, -(-len(indices) // _REAL_BATCH)):
-            yield np.stack([self.dataset.image(i) for i in part])
+        return decoded(self.dataset, self.halves[half])
 
     def swd(self, network: nn.Module) -> SWDScore:
         """SWD of the network's samples, with the floor of as many reals against other reals."""
-        if self.dataset.resolution < MIN_SWD_RESOLUTION:
-            raise InputError(f"swd: images are {self.dataset.resolution} px, expected {MIN_SWD_RESOLUTION} or more")
+        check_resolution(self.dataset, "swd")
         if self._reals is None:
             self._reals = [self._collect(self.reals(half), self.seed + half) for half in (0, 1)]
         return swd_with_floor(*self._reals, self._collect(self.fakes(network), self.seed + 2), device=self.device)
 
     def ms_ssim(self, network: nn.Module) -> tuple[float, float]:
         """Mean MS-SSIM of pairs of samples, and of as many pairs of reals: lower means more diverse."""
-        if self.dataset.resolution < MIN_MS_SSIM_RESOLUTION:
-            raise InputError(
-                f"ms_ssim: images are {self.dataset.resolution} px, expected {MIN_MS_SSIM_RESOLUTION} or more"
-            )
+        check_resolution(self.dataset, "ms_ssim")
         if self.count < 2:
             raise InputError(f"ms_ssim: pairs need 2 images a set or more, got {self.count}")
         shuffled = np.random.default_rng(self.seed).permutation(self.halves[0])  # neighbours may be of one kind
         return (
             ms_ssim_diversity(self.fakes(network), device=self.device),
-            ms_ssim_diversity(self._decoded(shuffled), device=self.device),
+            ms_ssim_diversity(decoded(self.dataset, shuffled), device=self.device),
         )
 
-    def _collect(self, batches: Iterator, seed: int) -> DescriptorCollector:
-        shape = self.dataset.resolution, self.dataset.channels, self.count
-        collector = DescriptorCollector(*shape, seed, device=self.device)
-        for images in batches:
-            collector.add(images)
-        return collector
+    def _collect(self, batches: Iterable[Images], seed: int) -> DescriptorCollector:
+        return collect(batches, self.dataset, self.count, seed, self.device)

@@ -46,6 +46,11 @@ def swd_with_floor(
     return SWDScore(levels, floor, real_a.shape[0])
 
 
+def random_order(num_reals: int, seed: int = 0) -> np.ndarray:
+    """Indices of all reals, shuffled: every draw of reals takes the first ones of it."""
+    return np.random.default_rng(seed).permutation(num_reals)
+
+
 def disjoint_halves(num_reals: int, count: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Indices of two random disjoint sets of `count` of `num_reals` images, each sorted; None: as many as there are.
 
@@ -54,5 +59,5 @@ def disjoint_halves(num_reals: int, count: int | None = None, seed: int = 0) -> 
     count = num_reals // 2 if count is None else count
     if count < 1 or 2 * count > num_reals:
         raise InputError(f"SWD and its floor over {count} images need {2 * max(count, 1)} reals: found {num_reals}")
-    order = np.random.default_rng(seed).permutation(num_reals)
+    order = random_order(num_reals, seed)
     return np.sort(order[:count]), np.sort(order[count : 2 * count])
