@@ -63,6 +63,8 @@ print(f"copy {clock.copy_rate():.0f} GB/s, bf16 matrix product {clock.matmul_rat
     stage compile 65 sh -c 'python3 -m gankern build --verbose & python3 benchmarks/precompile.py && wait $!'
     # shellcheck disable=SC2016  # the inner shell's
     stage sanitizer 55 sh -c '
+        PATH=$PATH:/usr/local/cuda/bin
+        export PYTORCH_NO_CUDA_MEMORY_CACHING=1  # else what lies beyond a tensor is torch'"'"'s own memory as well
         check() {
             compute-sanitizer --tool "$1" --kernel-regex kns=gankern --error-exitcode 9 python3 -m pytest -q --tb=short \
                 -p no:cacheprovider tests/ops/test_ops_on_gpu.py -k "cuda and (float32 or linear)"

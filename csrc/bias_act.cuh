@@ -52,7 +52,9 @@ template <bool TWO_LINES, typename A>
 GANKERN_DEVICE A through_activation(A dy, A ref, A bias, Saved saved, const Activation<A>& f) {
     if (saved == NOTHING) return dy * f.gain;
     if (saved == OUTPUT) {
-        const A a = f.gain != A(0) ? ref / f.gain : ref;
+        A a;  // of two lines' slopes the sign decides
+        if constexpr (TWO_LINES) a = f.gain < A(0) ? -ref : ref;
+        else a = f.gain != A(0) ? ref / f.gain : ref;
         return unclamped(ref, f.clamp) ? dy * slope<TWO_LINES>(a, f) * f.gain : A(0);
     }
     const A u = ref + bias, a = activate<TWO_LINES>(u, f);

@@ -90,7 +90,9 @@ GANKERN_DEVICE void narrow_pair(float a, float b, bfloat16* to) {
 }
 
 inline void check(cudaError_t status, const char* doing) {
-    if (status != cudaSuccess) throw std::runtime_error(std::string("gankern: ") + doing + ": " + cudaGetErrorString(status));
+    if (status == cudaSuccess) return;
+    cudaGetLastError();  // or the next launch would be blamed for it
+    throw std::runtime_error(std::string("gankern: ") + doing + ": " + cudaGetErrorString(status));
 }
 
 struct Grid {

@@ -38,7 +38,7 @@ void backward_op(MaybeTensor dy, MaybeTensor dys, Tensor saved, bool styled, May
         const Gradients<T> from{reading<T>(dy), reading<T>(dys), reading<T>(saved), styled};
         with_layout<T>(vectors, columns, [&](auto v, auto by_column) {
             constexpr bool COLUMNS = by_column();
-            const Lines p = plan<v(), COLUMNS>(images, pixels, channels, 1, BACKWARD_WAVES);
+            const Lines p = plan<v(), COLUMNS>(images, pixels, channels, STEPS, BACKWARD_WAVES);
             // [sums, images, splits, channels], or [sums, splits, planes] along rows
             const int64_t outer = totals ? totals->numel() / (COLUMNS ? channels : images * channels) : 0;
             MaybeTensor partial = totals;

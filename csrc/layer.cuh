@@ -13,7 +13,8 @@
 
 namespace gankern::layer {
 
-constexpr int SUMS = 4, WAVES = 32, BACKWARD_WAVES = 6, UNROLL = 2;
+// STEPS: of a thread at least, where there are as many, so that reading what belongs to its channels pays.
+constexpr int SUMS = 4, WAVES = 32, BACKWARD_WAVES = 6, UNROLL = 2, STEPS = 4;
 
 // What a layer applies, without data where it doesn't: d and styles [N, C], noise [1 or N, pixels], strength [], bias [C].
 template <typename T>
@@ -76,7 +77,7 @@ struct Gradients {
     bool styled;  // whether v · s⁺ was saved in v's place
 };
 
-// The running sums, one of each for every value.
+// The running sums, one of each for every value; the third as Σ g·p until `finish_sums`.
 template <typename A, int V>
 struct Sums {
     A of[SUMS][V] = {};
@@ -96,27 +97,48 @@ GANKERN_DEVICE Raw<T, V> load_gradients(const Gradients<T>& from, int64_t at) {
     return raw;
 }
 
-// dt of V values; adds them to the sums where COUNTED.
-template <bool COUNTED, typename T, int V, typename A>
+// What V values of one sample need on the way back: divisions are made once, here.
+template <typename A, int V>
+struct Back {
+    A d[V], styles[V], inverse[V];  // inverse: of the style that is in the saved tensor; 0 of a style that is 0, where
+                                    // nothing reaches v and nothing tells what it was
+    template <bool COLUMNS, typename T>
+    GANKERN_DEVICE void read(const Operands<T>& o, bool styled, int64_t at, bool exists) {
+        of_channels<V, COLUMNS>(d, o.d, at, exists, A(1));
+        of_channels<V, COLUMNS>(styles, o.styles, at, exists, A(0));
+#pragma unroll
+        for (int i = 0; i < V; i++) inverse[i] = !styled ? A(1) : styles[i] == A(0) ? A(0) : A(1) / styles[i];
+    }
+};
+
+// dt of V values, which are added to the sums. The activation's slope is one of two, so g·p = dv·v.
+template <typename T, int V, typename A>
 GANKERN_DEVICE void gradient(A (&dt)[V], const Raw<T, V>& raw, const A (&eta)[V], const Gradients<T>& from,
-                             const Local<A, V>& o, const Activation<A>& f, Sums<A, V>& sums) {
+                             const Back<A, V>& o, const Activation<A>& f, Sums<A, V>& sums) {
+    const A up = f.gain, down = f.gain * f.alpha;
 #pragma unroll
     for (int i = 0; i < V; i++) {  // lane by lane, since the registers are full
         const A dys = from.dys ? widen(raw.dys.lane[i]) : A(0);
         const A dv = (from.dy ? widen(raw.dy.lane[i]) : A(0)) + dys * o.styles[i];
-        A v = widen(raw.saved.lane[i]);
-        // where the style is zero nothing reaches v, and nothing tells what it was
-        if (from.styled) v = o.styles[i] == A(0) ? A(0) : v / o.styles[i];
-        const A rate = slope<true>(v, f) * f.gain;
-        const A g = unclamped(v, f.clamp) ? dv * rate : A(0);
-        if constexpr (COUNTED) {
-            sums.of[0][i] += g;
-            sums.of[1][i] += g * eta[i];
-            sums.of[2][i] += g * (v / rate - eta[i] * o.strength - o.b[i]);
-            sums.of[3][i] += dys * v;
-        }
+        const A v = widen(raw.saved.lane[i]) * o.inverse[i];
+        const bool through = unclamped(v, f.clamp);
+        const A g = through ? dv * (v > A(0) ? up : down) : A(0);
+        sums.of[0][i] += g;
+        sums.of[1][i] += g * eta[i];
+        sums.of[2][i] += through ? dv * v : A(0);
+        sums.of[3][i] += dys * v;
         dt[i] = g * o.d[i];
     }
+}
+
+// Σ g·p becomes Σ g·(p − strength·noise − b).
+template <int V, bool COLUMNS, typename T, typename A>
+GANKERN_DEVICE void finish_sums(Sums<A, V>& sums, const Operands<T>& o, int64_t channel, bool exists) {
+    A b[V];
+    of_channels<V, COLUMNS>(b, o.bias, channel, exists, A(0));
+    const A strength = o.strength ? value(o.strength, 0) : A(1);
+#pragma unroll
+    for (int i = 0; i < V; i++) sums.of[2][i] -= strength * sums.of[1][i] + b[i] * sums.of[0][i];
 }
 
 // -- kernels -----------------------------------------------------------------------------------------------------------
@@ -162,15 +184,17 @@ backward(Gradients<T> from, Operands<T> o, View<T> dt, View<Acc<T>> partial, int
     using A = Acc<T>;
     const Line<V, COLUMNS> line(p);
     const int64_t image = image_of(line, p);
-    const auto mine = local<V, COLUMNS>(o, image, line.channel, p.channels, line.exists);
+    Back<A, V> mine;
+    mine.template read<COLUMNS>(o, from.styled, image * p.channels + line.channel, line.exists);
     Sums<A, V> sums;
     for (int64_t step = line.first; step < line.steps; step += line.stride) {
         A g[V], eta[V];
         const auto raw = load_gradients<V>(from, line.at(step));
         noise_of<V, COLUMNS>(eta, o.noise, image * o.noise_step + (COLUMNS ? step : step * V));
-        gradient<true, T>(g, raw, eta, from, mine, o.f, sums);
+        gradient(g, raw, eta, from, mine, o.f, sums);
         store(dt, line.at(step), pack<T, V>(g));
     }
+    finish_sums<V, COLUMNS>(sums, o, line.channel, line.exists);
     int place = 0;
 #pragma unroll
     for (int q = 0; q < SUMS; q++)
@@ -189,7 +213,7 @@ Lines plan(int64_t images, int64_t pixels, int64_t channels, int unroll, int wav
 template <typename T, int V, bool COLUMNS>
 void launch_forward(View<const T> t, const Operands<T>& o, View<T> y, View<T> ys, int64_t images, int64_t pixels,
                     int64_t channels, void* stream) {
-    const Lines p = plan<V, COLUMNS>(images, pixels, channels, UNROLL, WAVES);
+    const Lines p = plan<V, COLUMNS>(images, pixels, channels, STEPS, WAVES);
     const auto kernel = o.f.two_lines() ? forward<T, V, COLUMNS, true> : forward<T, V, COLUMNS, false>;
     launch(kernel, {p.blocks(), THREADS, 0, stream}, t, o, y, ys, p);
 }

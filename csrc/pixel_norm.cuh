@@ -69,7 +69,7 @@ GANKERN_DEVICE void normalise(A (&out)[OUTPUTS<P>], const A (&t)[INPUTS<P>], con
     }
 }
 
-// The same for a vector of every tensor, of N pixels: 1, or as many as lanes.
+// A vector of every tensor, of N pixels: 1, or as many as lanes.
 template <Pass P, typename T, int V>
 GANKERN_DEVICE void load_all(Packed<T, V> (&to)[INPUTS<P>], const Tensors<T>& t, int64_t at) {
 #pragma unroll

@@ -61,13 +61,14 @@ constexpr size_t line_sums_bytes() {
     return sizeof(A) * (COLUMNS ? V : 1) * THREADS;
 }
 
-constexpr int SUM_COLUMNS = 32, SUM_RANKS = THREADS / SUM_COLUMNS;
+constexpr int SUM_COLUMNS = 8, SUM_RANKS = THREADS / SUM_COLUMNS;  // 8 numbers are a sector
 
 // out[o, i] = Σ_k partial[o, k, i] of partial [outer, many, inner].
 template <typename T, typename A>
 GANKERN_KERNEL(THREADS, 2) sum_parts(View<const A> partial, View<T> out, int64_t many, int64_t inner) {
     const int column = threadIdx.x % SUM_COLUMNS, rank = threadIdx.x / SUM_COLUMNS;
-    const int64_t i = int64_t(blockIdx.x) * SUM_COLUMNS + column, o = blockIdx.y;
+    const unsigned across = static_cast<unsigned>((inner + SUM_COLUMNS - 1) / SUM_COLUMNS);
+    const int64_t i = int64_t(blockIdx.x % across) * SUM_COLUMNS + column, o = blockIdx.x / across;
     A s[1] = {A(0)};
     if (i < inner)
         for (int64_t k = rank; k < many; k += SUM_RANKS) s[0] += *partial.read((o * many + k) * inner + i, 1);
@@ -77,8 +78,10 @@ GANKERN_KERNEL(THREADS, 2) sum_parts(View<const A> partial, View<T> out, int64_t
 
 template <typename T, typename A>
 void launch_sum_parts(View<const A> partial, View<T> out, int64_t outer, int64_t many, int64_t inner, void* stream) {
-    const dim3 blocks(static_cast<unsigned>(ceil_div(inner, SUM_COLUMNS)), static_cast<unsigned>(outer));
-    launch(sum_parts<T, A>, {blocks, THREADS, sizeof(A) * THREADS, stream}, partial, out, many, inner);
+    const int64_t blocks = ceil_div(inner, SUM_COLUMNS) * outer;
+    if (blocks > INT32_MAX) throw std::runtime_error("gankern: more than 2^31 sums");
+    launch(sum_parts<T, A>, {dim3(static_cast<unsigned>(blocks)), THREADS, sizeof(A) * THREADS, stream}, partial, out, many,
+           inner);
 }
 
 }  // namespace gankern

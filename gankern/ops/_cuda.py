@@ -55,10 +55,15 @@ def _found(index: int | None) -> str | None:
     return f"{library} {trouble}" if library and trouble else trouble
 
 
+@torch.compiler.assume_constant_result  # torch.compile would trace into the search; and through functools.cache
+def _trouble(index: int | None) -> str | None:
+    return _found(index)
+
+
 def problem(device: torch.device) -> str | None:
     """Why the kernels can't run on tensors of `device`, None where they can."""
     if device.type == "cpu":
         return None if _host else "x is on the CPU, where the CUDA kernels run only in the tests' host build"
     if device.type != "cuda":
         return f"x is on {device}, expected a CUDA tensor"
-    return _found(device.index)
+    return _trouble(device.index) if torch.cuda.is_available() else None  # a fake tensor where there is no GPU

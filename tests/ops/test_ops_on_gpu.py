@@ -26,6 +26,7 @@ CALLS = {
         lambda act, x, b: ops.upfirdn2d_bias_act(x, F4.to(x.device), b, up=2, padding=[2, 1, 2, 1], act=act),
         [(4, 6, 8, 8), (6,)],
     ),
+    "bias_act_pixel_norm": (lambda act, x, b: ops.bias_act_pixel_norm(x, b, act), [(4, 6, 8, 8), (6,)]),
     "pixel_norm": (lambda act, x: ops.pixel_norm(x), [(4, 6, 8, 8)]),
     "minibatch_stddev": (lambda act, x: ops.minibatch_stddev(x, 4, 3), [(4, 6, 8, 8)]),
     "upsample2d": (lambda act, x: ops.upsample2d(x * x, F4.to(x.device)), [(4, 6, 8, 8)]),
@@ -58,6 +59,15 @@ CALLS = {
         [(4, 32, 9, 7), (48, 32, 3, 3), (4, 32), (9, 7), (48,)],
     ),
 }
+for name in ("bias_act", "bias_act-residual", "bias_act_upfirdn2d", "upfirdn2d_bias_act", "pixel_norm", "upsample2d"):
+    CALLS[f"{name}-vectors"] = (CALLS[name][0], [[16 if n == 6 else n for n in shape] for shape in CALLS[name][1]])
+CALLS["downsample2d-vectors"] = (CALLS["downsample2d"][0], [(4, 16, 8, 8)])
+CALLS["minibatch_stddev-vectors"] = (lambda act, x: ops.minibatch_stddev(x, 4, 8), [(4, 8, 8, 8)])
+CALLS["modulated_conv2d-vectors"] = (
+    CALLS["modulated_conv2d"][0],
+    [(4, 16, 8, 8), (16, 16, 3, 3), (4, 16), (8, 8), (16,)],
+)
+"""-vectors: so many channels that channels_last runs in 16-byte vectors."""
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}  # of the norm
 
 
@@ -97,7 +107,7 @@ ACTS = {torch.float32: ("lrelu",), torch.bfloat16: ("tanh", "linear"), torch.flo
 WAYS = [pytest.param(dtype, act, id=f"{dtype}-{act}") for dtype, acts in ACTS.items() for act in acts]
 
 
-TRITON_ONLY = ("instance_norm", "conv2d", "modulated_conv2d-gemm")
+TRITON_ONLY = ("bias_act_pixel_norm", "instance_norm", "conv2d", "modulated_conv2d-gemm")
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
@@ -117,3 +127,14 @@ def test_gpu_equals_cpu(kernels, call, dtype, act, channels_last):
     natural = 0.3 * math.sqrt(want[0].numel())
     for number, (a, b) in enumerate(zip(got, want, strict=True)):
         assert (a - b).norm() <= TOLERANCE[dtype] * b.norm().clamp(min=natural), f"output {number}"
+
+
+@pytest.mark.parametrize("kernels", ["triton", "cuda"])
+def test_compiled_calls_choose_as_eager_ones_do(kernels):
+    obstacle = _impl.obstacle(kernels, torch.device("cuda", torch.cuda.current_device()))
+    if obstacle:
+        pytest.skip(f"{kernels}: {obstacle}")
+    x, b = torch.randn(4, 16, 8, 8, device="cuda"), torch.randn(16, device="cuda")
+    call = torch.compile(lambda x, b: ops.bias_act(x, b, act="lrelu"), fullgraph=True)
+    with use_impl(kernels):
+        assert torch.equal(call(x, b), ops.bias_act(x, b, act="lrelu"))

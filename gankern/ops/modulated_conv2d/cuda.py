@@ -10,13 +10,18 @@ from gankern.ops._layout import dense, dense_like, is_channels_last
 from gankern.ops.modulated_conv2d.layer import Operands, sums_dtype
 
 
+def _aligned(t: Tensor) -> Tensor:
+    """t where its memory begins at 16 bytes, else a copy, whose does."""
+    return t.clone() if t.data_ptr() % 16 else t
+
+
 def operands(o: Operands, v: Tensor) -> tuple[tuple[Tensor | None, ...], int]:
     """d, noise, strength, bias and next_styles as the kernels take them for an output v [N, C, H, W], and how far apart
     the noise of two samples lies."""
     wide = sums_dtype(v)
     noise, step = o.flat_noise(v)
     d, noise, strength, styles = (
-        None if t is None else t.to(wide).contiguous() for t in (o.d, noise, o.strength, o.next_styles)
+        None if t is None else _aligned(t.to(wide).contiguous()) for t in (o.d, noise, o.strength, o.next_styles)
     )
     return (d, noise, strength, None if o.bias is None else o.bias.contiguous(), styles), step
 
