@@ -12,12 +12,15 @@ from PIL import Image
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is decorated, so before the first operator runs
 
+from gankern import binary, build
 from gankern.bench.interpreter import mend
 from gankern.cli import main
+from gankern.ops import _cuda
 
 mend()
 
 GOLDEN = Path(__file__).parent / "golden"
+BUILDS = binary.cache_dir()  # the user's, whatever the tests set later
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -46,6 +49,20 @@ def golden():
 def golden_json():
     """golden_json("ops") -> the parsed tests/golden/ops.json."""
     return lambda name: json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def builds() -> Path:
+    """Where compiled libraries are kept from one run of the tests to the next."""
+    return BUILDS
+
+
+@pytest.fixture(scope="session")
+def host_build(builds) -> Path:
+    """csrc/ built by g++ for CPU tensors, and loaded: seconds once, then from the cache."""
+    library = build.build("host", cache=builds)
+    _cuda.load_host(library)
+    return library
 
 
 # -- small datasets and runs ------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Operators and bytes of a computation, counted on meta tensors: an account, not a timing.
 
-Every operator that isn't a view counts with its inputs and outputs, every Triton kernel with the tensors that it is
+Every operator that isn't a view counts with its inputs and outputs, every kernel of ours with the tensors that it is
 given; gankern's operators are looked into, so that what a layer does inside is counted as it would run.
 """
 

@@ -7,10 +7,12 @@ tensors.
 
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from gankern import binary
+from gankern.ops import _impl
 
 ACTS = ("linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish")
 """In the order of csrc/activations.cuh."""
@@ -18,9 +20,20 @@ ACTS = ("linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus",
 _host: list[Path] = []
 
 
-def ops():
-    """The operators. Only to be called where `problem` sees none."""
-    return torch.ops.gankern_cuda
+class Launch(NamedTuple):
+    """One call as recorded in a dry run."""
+
+    name: str
+    args: tuple
+
+
+def launch(name: str, *args) -> None:
+    """Calls torch.ops.gankern_cuda's operator of that name; in a recorded dry run notes it instead."""
+    recorded = _impl.recorder()
+    if recorded is not None:
+        recorded.append(Launch(name, args))
+    else:
+        getattr(torch.ops.gankern_cuda, name)(*args)
 
 
 def activation(act: str, alpha: float, gain: float, clamp: float) -> tuple[int, float, float, float]:

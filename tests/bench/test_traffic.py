@@ -44,16 +44,21 @@ def large(account):
     return [(call.name, round(call.bytes / A, 2)) for call in account.calls if call.bytes > SMALL * A]
 
 
-def test_a_modulated_layer_keeps_to_the_rule():
-    forward, backward = layer("triton")
+KERNELS = pytest.mark.parametrize("impl", ["triton", "cuda"])
+
+
+@KERNELS
+def test_a_modulated_layer_keeps_to_the_rule(impl):
+    forward, backward = layer(impl)
     assert large(forward) == [("aten::convolution", 2.0), ("layer_forward", 2.03)]
     # the library's input and weight gradient in one call: dt, x, and dx
     assert large(backward) == [("layer_backward", 3.03), ("aten::convolution_backward", 3.0)]
     assert forward.bytes + backward.bytes <= (2 + 2 + 3 + 3 + 2 * SMALL) * A
 
 
-def test_an_upsampling_layer_has_its_filter_in_the_pass():
-    forward, backward = layer("triton", up=2)
+@KERNELS
+def test_an_upsampling_layer_has_its_filter_in_the_pass(impl):
+    forward, backward = layer(impl, up=2)
     assert [name for name, _ in large(forward)] == ["aten::convolution", "layer_fir_forward"]
     assert [name for name, _ in large(backward)][:2] == ["layer_fir_backward", "aten::convolution_backward"]
     # t is (2·256 + 1)²; the input has a quarter of the pixels; partial sums are what the rest is
@@ -66,8 +71,9 @@ def test_the_implicit_product_leaves_the_pass_out():
     assert large(forward) == [("layer_gemm", 2.03)]
 
 
-def test_an_unstyled_input_costs_one_pass_each_way():
-    forward, backward = layer("triton", styled=False)
+@KERNELS
+def test_an_unstyled_input_costs_one_pass_each_way(impl):
+    forward, backward = layer(impl, styled=False)
     assert [name for name, _ in large(forward)] == ["layer_forward", "aten::convolution", "layer_forward"]
     assert forward.bytes <= (6 + SMALL) * A
     assert backward.bytes <= (3 + 2 + 3 + 3 + SMALL) * A  # the styled input is made again, not kept
@@ -91,9 +97,10 @@ def discriminator_block(impl):
     return forward_and_backward(fn, [x, *(p for p in block.parameters())])
 
 
-def test_a_discriminator_block_keeps_to_the_rule():
+@KERNELS
+def test_a_discriminator_block_keeps_to_the_rule(impl):
     """conv0, [bias · lrelu · FIR], conv1, [bias · lrelu · + skip], and the skip's own filter and convolution."""
-    forward, backward = discriminator_block("triton")
+    forward, backward = discriminator_block(impl)
     convolutions = 2 + 1.5 + 0.75
     assert forward.bytes <= (convolutions + 2 + 1.5 + 1.25 + SMALL) * A
     # the same passes backward, the convolutions' two gradients, and 3 A where the gradients of the two branches meet

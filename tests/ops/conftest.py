@@ -9,10 +9,8 @@ import importlib
 
 import pytest
 import torch
-from ops_util import BUILDS
 
-from gankern import build
-from gankern.ops import _cuda, _impl, use_impl
+from gankern.ops import _impl, use_impl
 from gankern.ops._triton import CONFIGS, force_config
 
 
@@ -40,14 +38,6 @@ def pytest_collection_modifyitems(config, items):
             left_out += [] if params.get("case", params.get("call")) in cases else [item]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
-
-
-@pytest.fixture(scope="session")
-def host_build():
-    """csrc/ built by g++ for CPU tensors, and loaded: seconds once, then from the cache."""
-    library = build.build("host", cache=BUILDS)
-    _cuda.load_host(library)
-    return library
 
 
 @pytest.fixture(autouse=True)

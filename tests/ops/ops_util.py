@@ -6,10 +6,6 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from gankern import binary
-
-BUILDS = binary.cache_dir()  # the user's, whatever the tests set later
-
 
 def rand(*shape, seed=0, dtype=torch.float64, grad=False, channels_last=False):
     """A standard normal tensor, the same for the same arguments."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ops_util import BUILDS, rand
+from ops_util import rand
 
 from gankern import build, ops
 from gankern.ops import use_impl
@@ -21,8 +21,8 @@ def emulate(library: Path, order: str, races: bool = True) -> None:
 
 
 @pytest.fixture(scope="module")
-def broken():
-    library = build.build("host", sources=[BROKEN], cache=BUILDS)
+def broken(builds):
+    library = build.build("host", sources=[BROKEN], cache=builds)
     torch.ops.load_library(library)
     return library
 
@@ -111,6 +111,11 @@ CALLS = {
     "upfirdn2d up": lambda x, b: ops.upfirdn2d(x, F4, up=2, padding=[2, 1, 2, 1]),
     "upfirdn2d down": lambda x, b: ops.upfirdn2d(x, F12, down=2, padding=5),
     "upfirdn2d direct": lambda x, b: ops.upfirdn2d(x, F4, up=[3, 1], down=[2, 1], padding=2),
+    "upfirdn2d_bias_act": lambda x, b: ops.upfirdn2d_bias_act(x, F4, b, up=2, padding=[2, 1, 2, 1], act="lrelu"),
+    "bias_act_upfirdn2d": lambda x, b: ops.bias_act_upfirdn2d(x, b, F4, down=2, padding=1, clamp=2),
+    "modulated_conv2d up": lambda x, b: ops.modulated_conv2d(
+        x, W, b.float().expand(4, 8) + 1, None, 2, 1, F4, bias=b, act="lrelu", next_styles=S
+    ),
     "modulated_conv2d": lambda x, b: ops.modulated_conv2d(
         x, W, b.float().expand(4, 8) + 1, NOISE, padding=1, bias=b, act="lrelu", clamp=3, next_styles=S, both=True
     )[1],

@@ -10,7 +10,7 @@ from test_bias_act import truth as activate
 
 from gankern.ops import demodulation, modulated_conv2d, modulated_conv2d_reference, setup_filter, upfirdn2d
 
-IMPLS = ("reference", "triton")
+IMPLS = ("reference", "triton", "cuda")
 pytestmark = pytest.mark.usefixtures("few_programs")
 FIR = [1, 3, 3, 1]
 WIDTHS = (2, 3, 4)  # N, I, O

@@ -25,7 +25,7 @@ def forward(
         rows, cols, channels, by_row = matrix(x, dim)
         bias = None if bias is None else bias.contiguous()
         args = (rows, cols, channels, not by_row, *_cuda.activation(act, alpha, gain, clamp))
-        _cuda.ops().bias_act_forward(x, bias, residual, y, *args)
+        _cuda.launch("bias_act_forward", x, bias, residual, y, *args)
     return y
 
 
@@ -56,5 +56,5 @@ def backward(
     x, y = (ref, None) if y is None else (None, ref)
     ddb, bias = (None if t is None else t.contiguous() for t in (ddb, bias))
     args = (rows, cols, channels, not by_row, *_cuda.activation(act, alpha, gain, clamp))
-    _cuda.ops().bias_act_backward(dy, ddb, x, bias, y, dx, db if bias_grad else None, *args)
+    _cuda.launch("bias_act_backward", dy, ddb, x, bias, y, dx, db if bias_grad else None, *args)
     return dx, db

@@ -52,7 +52,7 @@ def filter_act(x: Tensor, f: Tensor, bias: Tensor | None, fir: tuple, act: tuple
     cl = is_channels_last(x)
     if not _fits(f, fir, _BEFORE, act, cl, x):
         return bias_act.forward(upfirdn2d.forward(x, f, *fir), bias, None, 1, *act)
-    _cuda.ops().filter_act(x, upfirdn2d.taps(f, x), _contiguous(bias), y, *_arguments(cl, fir, act))
+    _cuda.launch("filter_act", x, upfirdn2d.taps(f, x), _contiguous(bias), y, *_arguments(cl, fir, act))
     return y
 
 
@@ -70,7 +70,7 @@ def filter_act_backward(
         g, db = bias_act.backward(dy, None, None, y, bias_grad, 1, *act)
         return upfirdn2d.forward(g, f, *fir), db
     args = _arguments(cl, fir, act)
-    _cuda.ops().filter_act_grad(dy, upfirdn2d.taps(f, dy), y, dx, db if bias_grad else None, *args)
+    _cuda.launch("filter_act_grad", dy, upfirdn2d.taps(f, dy), y, dx, db if bias_grad else None, *args)
     return dx, db
 
 
@@ -83,7 +83,7 @@ def act_filter(x: Tensor, bias: Tensor | None, f: Tensor, fir: tuple, act: tuple
     cl = is_channels_last(x)
     if not _fits(f, fir, _AFTER, act, cl, x):
         return upfirdn2d.forward(bias_act.forward(x, bias, None, 1, *act), f, *fir)
-    _cuda.ops().act_filter(x, upfirdn2d.taps(f, x), _contiguous(bias), z, *_arguments(cl, fir, act))
+    _cuda.launch("act_filter", x, upfirdn2d.taps(f, x), _contiguous(bias), z, *_arguments(cl, fir, act))
     return z
 
 
@@ -117,7 +117,7 @@ def act_filter_backward(
         return bias_act.backward(t, *_saved(x, bias, act), bias_grad, 1, *act)
     args = _arguments(cl, fir, act)
     bias = _contiguous(bias)
-    _cuda.ops().act_filter_grad(dz, upfirdn2d.taps(f, dz), x, bias, dx, db if bias_grad else None, *args)
+    _cuda.launch("act_filter_grad", dz, upfirdn2d.taps(f, dz), x, bias, dx, db if bias_grad else None, *args)
     return dx, db
 
 
@@ -135,5 +135,5 @@ def act_filter_tangent(
         g = bias_act.backward(v, *_saved(x, bias, act), False, 1, *act, vb)[0]
         return upfirdn2d.forward(g, f, *fir)
     args = _arguments(cl, fir, act)
-    _cuda.ops().act_filter_tangent(v, _contiguous(vb), upfirdn2d.taps(f, v), x, _contiguous(bias), z, *args)
+    _cuda.launch("act_filter_tangent", v, _contiguous(vb), upfirdn2d.taps(f, v), x, _contiguous(bias), z, *args)
     return z

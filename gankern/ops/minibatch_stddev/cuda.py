@@ -13,7 +13,7 @@ def forward(x: Tensor, group: int, num_channels: int, eps: float) -> Tensor:
     n, c, h, w = x.shape
     y = empty([n, c + num_channels, h, w], x)
     if _impl.launching() and y.numel():
-        _cuda.ops().minibatch_stddev_forward(x, y, group, is_channels_last(x), eps)
+        _cuda.launch("minibatch_stddev_forward", x, y, group, is_channels_last(x), eps)
     return y
 
 
@@ -22,5 +22,5 @@ def backward(dy: Tensor, x: Tensor, group: int, num_channels: int, eps: float) -
     x = dense(x)
     dy, dx = dense_as(dy, is_channels_last(x)), torch.empty_like(x)
     if _impl.launching() and x.numel():
-        _cuda.ops().minibatch_stddev_backward(dy, x, dx, group, is_channels_last(x), eps)
+        _cuda.launch("minibatch_stddev_backward", dy, x, dx, group, is_channels_last(x), eps)
     return dx

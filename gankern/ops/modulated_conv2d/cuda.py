@@ -23,7 +23,7 @@ def operands(o: Operands, v: Tensor) -> tuple[tuple[Tensor | None, ...], int]:
     d, noise, strength, styles = (
         None if t is None else _aligned(t.to(wide).contiguous()) for t in (o.d, noise, o.strength, o.next_styles)
     )
-    return (d, noise, strength, None if o.bias is None else o.bias.contiguous(), styles), step
+    return (d, noise, strength, None if o.bias is None else _aligned(o.bias.contiguous()), styles), step
 
 
 def sizes(v: Tensor, noise_step: int) -> tuple[int, int, int, int, bool]:
@@ -54,7 +54,7 @@ def forward(t: Tensor, o: Operands, plain: bool = True) -> tuple[Tensor, Tensor]
     if _impl.launching() and t.numel():
         tensors, noise_step = operands(o, t)
         outputs = (y if plain else None, ys if styled else None)
-        _cuda.ops().layer_forward(t, *tensors, *outputs, *sizes(t, noise_step), *_cuda.activation(*o.act))
+        _cuda.launch("layer_forward", t, *tensors, *outputs, *sizes(t, noise_step), *_cuda.activation(*o.act))
     return y, ys
 
 
@@ -75,7 +75,7 @@ def backward(
     if _impl.launching() and saved.numel():
         tensors, noise_step = operands(o, saved)
         args = (*sizes(saved, noise_step), *_cuda.activation(*o.act))
-        _cuda.ops().layer_backward(dy, dys, saved, v is None, *tensors, dt, totals, wanted, *args)
+        _cuda.launch("layer_backward", dy, dys, saved, v is None, *tensors, dt, totals, wanted, *args)
     elif _impl.launching() and totals is not None:
         totals.zero_()
     return dt, by_name(totals, sums)

@@ -165,7 +165,7 @@ def _backward(ctx, dy, dys):
 
 
 _modulated_conv2d.register_autograd(_backward, setup_context=_save)
-_impl.declare("modulated_conv2d", "triton", "triton_gemm", "reference")
+_impl.declare("modulated_conv2d", "triton", "triton_gemm", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------
 

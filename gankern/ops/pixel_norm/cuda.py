@@ -17,7 +17,7 @@ def forward(x: Tensor, dim: int, eps: float) -> Tensor:
     x = dense(x)
     y = torch.empty_like(x)
     if _impl.launching() and x.numel():
-        _cuda.ops().pixel_norm_forward(x, y, *_sizes(x, dim), eps)
+        _cuda.launch("pixel_norm_forward", x, y, *_sizes(x, dim), eps)
     return y
 
 
@@ -26,7 +26,7 @@ def backward(dy: Tensor, x: Tensor, dim: int, eps: float) -> Tensor:
     x = dense(x)
     dy, dx = dense_like(dy, x), torch.empty_like(x)
     if _impl.launching() and x.numel():
-        _cuda.ops().pixel_norm_backward(dy, x, dx, *_sizes(x, dim), eps)
+        _cuda.launch("pixel_norm_backward", dy, x, dx, *_sizes(x, dim), eps)
     return dx
 
 
@@ -36,5 +36,5 @@ def second(v: Tensor, dy: Tensor, x: Tensor, dim: int, eps: float) -> tuple[Tens
     v, dy = dense_like(v, x), dense_like(dy, x)
     grad_dy, grad_x = torch.empty_like(x), torch.empty_like(x)
     if _impl.launching() and x.numel():
-        _cuda.ops().pixel_norm_second(v, dy, x, grad_dy, grad_x, *_sizes(x, dim), eps)
+        _cuda.launch("pixel_norm_second", v, dy, x, grad_dy, grad_x, *_sizes(x, dim), eps)
     return grad_dy, grad_x

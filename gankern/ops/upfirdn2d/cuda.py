@@ -42,5 +42,5 @@ def forward(
     y = output(x, f, up, down, padding)
     if _impl.launching() and y.numel():
         args = sampling((up, down, padding, flip_filter, gain))
-        _cuda.ops().upfirdn2d(x, taps(f, x), y, is_channels_last(x), *args)
+        _cuda.launch("upfirdn2d", x, taps(f, x), y, is_channels_last(x), *args)
     return y
