@@ -83,7 +83,7 @@ print(f"copy {clock.copy_rate():.0f} GB/s, bf16 matrix product {clock.matmul_rat
         --rounds 5 --json "$out/phases_1024_$gpu.json"
     stage memory 75 python3 -m gankern bench ops --quick --seconds 58 --network config-f-1024,progan \
         --providers eager,compile,triton,cuda \
-        --ops "${GPU_CHECK_OPS:-bias_act,upfirdn2d,pixel_norm,instance_norm,upfirdn2d_bias_act,bias_act_upfirdn2d}" \
+        --ops "${GPU_CHECK_OPS:-bias_act,upfirdn2d,pixel_norm,bias_act_pixel_norm,instance_norm,upfirdn2d_bias_act,bias_act_upfirdn2d}" \
         --out "$out/ops_memory_$gpu.json"
     stage small 20 python3 -m gankern bench ops --seconds 10 --network config-f-1024 --batch 8,32 \
         --providers eager,compile,triton,cuda --ops minibatch_stddev,pixel_norm --out "$out/ops_small_$gpu.json"

@@ -70,7 +70,7 @@ def _bias_act_eager(site: Site, t: Tensors) -> Tensor:
     return y + t["residual"] if "residual" in t else y
 
 
-# -- pixel_norm, minibatch_stddev, instance_norm -----------------------------------------------------------------------
+# -- pixel_norm, bias_act_pixel_norm, minibatch_stddev, instance_norm --------------------------------------------------
 
 
 def _x_alone(site: Site, make: Make) -> Tensors:
@@ -90,6 +90,24 @@ def _pixel_norm_sites(network: Network) -> list[Site]:
     if network.kind == "progan":
         return [Site("image", c, r) for c, r in network.levels()]
     return [Site("latent", 512, 0)]
+
+
+def _act_pixel_norm_sites(network: Network) -> list[Site]:
+    return [Site("lrelu", c, r) for c, r in network.levels()] if network.kind == "progan" else []
+
+
+def _act_pixel_norm_tensors(site: Site, make: Make) -> Tensors:
+    return {"x": make.image(site), "bias": make(site.channels)}
+
+
+def _act_pixel_norm(site: Site, t: Tensors, impl: str | None) -> Tensor:
+    return ops.bias_act_pixel_norm(t["x"], t["bias"], site.kind, impl=impl)
+
+
+def _act_pixel_norm_eager(site: Site, t: Tensors) -> Tensor:
+    u = t["x"] + _along(t["bias"], t["x"])
+    a = {"lrelu": lambda u: F.leaky_relu(u, 0.2), "tanh": torch.tanh, "swish": F.silu}[site.kind](u)
+    return _pixel_norm_eager(site, {"x": a})
 
 
 def _stddev(site: Site, t: Tensors, impl: str | None) -> Tensor:
@@ -292,6 +310,17 @@ OPS: dict[str, Op] = {
         _pixel_norm_eager,
         {"forward": (1, 1), "backward": (2, 1), "double": (3, 2)},
         (*(Site("image", *at) for at in (_MIDDLE, _WIDE, _FINE)), Site("latent", 512, 0)),
+    ),
+    "bias_act_pixel_norm": Op(
+        _act_pixel_norm_sites,
+        _act_pixel_norm_tensors,
+        _act_pixel_norm,
+        _act_pixel_norm_eager,
+        {"forward": (1, 1), "backward": (2, 1), "double": (3, 2)},
+        (
+            *(Site("lrelu", *at) for at in (_MIDDLE, _WIDE, (16, 1024))),
+            *(Site(kind, *_MIDDLE) for kind in ("tanh", "swish")),
+        ),
     ),
     "minibatch_stddev": Op(
         lambda network: [Site("image", network.channels(4), 4)],

@@ -7,6 +7,7 @@ which the first call that needs them imports. `conv2d`, whose convolution is the
 from gankern.ops._gradients import no_weight_gradients
 from gankern.ops._impl import implementations, runs_fused, use_impl
 from gankern.ops.bias_act import bias_act, bias_act_reference, default_gain
+from gankern.ops.bias_act_pixel_norm import bias_act_pixel_norm, bias_act_pixel_norm_reference
 from gankern.ops.conv2d import conv2d, conv2d_resample, downsample_padding
 from gankern.ops.fir_act import bias_act_upfirdn2d, upfirdn2d_bias_act
 from gankern.ops.instance_norm import instance_norm, instance_norm_reference
@@ -17,6 +18,8 @@ from gankern.ops.upfirdn2d import downsample2d, setup_filter, upfirdn2d, upfirdn
 
 __all__ = [
     "bias_act",
+    "bias_act_pixel_norm",
+    "bias_act_pixel_norm_reference",
     "bias_act_reference",
     "bias_act_upfirdn2d",
     "conv2d",

@@ -35,6 +35,7 @@ CALLS = {
         [(4, 6, 5, 3), (6,), (4, 6, 5, 3)],
     ),
     "pixel_norm": (lambda x: ops.pixel_norm(x), [(4, 6, 5, 3)]),
+    "bias_act_pixel_norm": (lambda x, b: ops.bias_act_pixel_norm(x, b, act="elu"), [(4, 6, 5, 3), (6,)]),
     "minibatch_stddev": (lambda x: ops.minibatch_stddev(x, 2, 3), [(4, 6, 5, 3)]),
     "instance_norm": (lambda x, w, b: ops.instance_norm(x, w, b, act="lrelu"), [(4, 6, 5, 3), (6,), (6,)]),
     "upfirdn2d-up": (lambda x: ops.upsample2d(x, setup_filter([1, 3, 3, 1], device=x.device)), [(4, 6, 5, 3)]),
@@ -85,6 +86,9 @@ REGISTERED = {
     "bias_act_backward-swish": [X, X, (6,), None, True, 1, "swish", 0.0, 1.4, -1.0],
     "pixel_norm": [X, 1, 1e-8],
     "pixel_norm_backward": [X, X, 1, 1e-8],
+    "bias_act_pixel_norm": [X, (6,), "lrelu", 0.2, 1.0, 1e-8],
+    "bias_act_pixel_norm_backward": [X, X, (6,), True, "lrelu", 0.2, 1.0, 1e-8],
+    "bias_act_pixel_norm_backward-nobias": [X, X, None, False, "swish", 0.0, 1.4, 1e-8],
     "minibatch_stddev": [X, 2, 3, 1e-8],
     "minibatch_stddev_backward": [(4, 9, 5, 3), X, 2, 3, 1e-8],
     "instance_norm": [X, (6,), (6,), "lrelu", 0.2, 1.4, 1e-5, True, 0.0],
@@ -101,6 +105,8 @@ NOT_AUTOGRAD = {
     "bias_act_second": [X, (6,), X, None, None, X, 1, "tanh", 0.0, 1.0, 0.7],
     "bias_act_second-swish": [X, None, X, X, (6,), None, 1, "swish", 0.0, 1.0, -1.0],
     "pixel_norm_second": [X, X, X, 1, 1e-8],
+    "bias_act_pixel_norm_second": [X, (6,), X, X, (6,), "tanh", 0.0, 1.0, 1e-8],
+    "bias_act_pixel_norm_second-nobias": [X, None, X, X, None, "lrelu", 0.2, 1.0, 1e-8],
     "minibatch_stddev_second": [X, (4, 9, 5, 3), X, 2, 3, 1e-8],
     "modulated_conv2d_backward": [Y, Y, *LAYER_INPUTS, Y, None, [True] * 8, 2, 1, True, *GENERAL, "both"],
 }
@@ -225,6 +231,7 @@ def test_empty_batch(call, channels_last):
 CHOOSERS = {
     "bias_act": lambda impl: ops.bias_act(torch.zeros(1, 2), impl=impl),
     "pixel_norm": lambda impl: ops.pixel_norm(torch.zeros(1, 2), impl=impl),
+    "bias_act_pixel_norm": lambda impl: ops.bias_act_pixel_norm(torch.zeros(1, 2), impl=impl),
     "minibatch_stddev": lambda impl: ops.minibatch_stddev(torch.zeros(1, 2, 3, 3), impl=impl),
     "upfirdn2d": lambda impl: ops.upfirdn2d(torch.zeros(1, 2, 3, 3), None, impl=impl),
     "modulated_conv2d": lambda impl: ops.modulated_conv2d(
@@ -301,7 +308,8 @@ def fixed(call):
 
 
 @pytest.mark.parametrize(
-    "call", ["bias_act", "bias_act-swish", "pixel_norm", "minibatch_stddev", "modulated_conv2d-up"]
+    "call",
+    ["bias_act", "bias_act-swish", "pixel_norm", "bias_act_pixel_norm", "minibatch_stddev", "modulated_conv2d-up"],
 )
 def test_compiles_whole(call):
     """Forward and backward in one graph each, with the eager numbers."""
@@ -329,10 +337,12 @@ def test_a_compiled_function_refuses_a_gradient_penalty(call):
 
 
 @pytest.mark.skipif(not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="needs a newer torch")
-@pytest.mark.parametrize("call", ["bias_act-swish", "pixel_norm", "minibatch_stddev", "modulated_conv2d"])
+@pytest.mark.parametrize(
+    "call", ["bias_act-swish", "pixel_norm", "bias_act_pixel_norm", "minibatch_stddev", "modulated_conv2d"]
+)
 def test_a_penalty_compiled_whole_gives_the_eager_gradients(call):
     fn, inputs = fixed(call), tensors(call, torch.float64)
-    wrt = [0, 1, 2] if call == "modulated_conv2d" else [0, 1] if call == "bias_act-swish" else [0]
+    wrt = {"modulated_conv2d": [0, 1, 2], "pixel_norm": [0], "minibatch_stddev": [0]}.get(call, [0, 1])
     torch._dynamo.reset()
     with torch._dynamo.config.patch(trace_autograd_ops=True):
         compiled = torch.compile(lambda *t: penalty_gradients(fn, t, wrt), fullgraph=True, backend="aot_eager")

@@ -46,7 +46,7 @@ def test_any_padding(factor, channels_last):
         x, f = rand(1, 4, 9 + i % 2, 11 + i % 4, channels_last=channels_last, seed=i), taps_of(n)
         before = [-2 + i % 4, -3 + i % 5] if crop else [i % 6, 1 + i % 5]
         padding = [before[0], n - before[0] + 1, before[1], n - before[1] + i % 2]
-        args = FACTORS[factor] | {"padding": padding, "flip_filter": i % 4 < 2, "gain": -2}
+        args = FACTORS[factor] | {"padding": padding, "flip_filter": i % 4 < 2, "gain": -2 if i % 9 == 0 else 3}
         assert_close(upfirdn2d(x, f, **args), truth(x, f, **args), 1e-12, str((n, padding, tuple(x.shape))))
 
 
