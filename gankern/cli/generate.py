@@ -8,7 +8,7 @@ import torch
 
 from gankern.errors import InputError
 from gankern.models.files import load_network
-from gankern.models.sampling import class_labels, parse_seeds, sample_images, seed_latents
+from gankern.models.sampling import check_options, class_labels, parse_seeds, sample_images, seed_latents
 from gankern.nn.layers import NOISE_MODES
 from gankern.training.loop import pick_device
 from gankern.training.pictures import save_grid, save_png
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if args.trunc_cutoff is not None and args.trunc_cutoff < 0:
         raise InputError(f"--trunc-cutoff {args.trunc_cutoff}: expected a whole number >= 0")
     network, _ = load_network(args.network, pick_device(args.device))
+    check_options(network, args.trunc, args.trunc_cutoff, args.noise_mode)
     labels = class_labels(network, args.class_, len(seeds))
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)

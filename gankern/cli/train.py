@@ -4,8 +4,10 @@ import argparse
 from pathlib import Path
 
 from gankern.errors import InputError
-from gankern.training.config import ARCHITECTURES, PRECISIONS, PRESETS
+from gankern.training.config import ARCHITECTURES, MODELS, PRECISIONS, PRESETS
 from gankern.training.loop import train
+from gankern.training.progan_options import LOSSES, ROWS
+from gankern.training.schedule import BATCHES
 from gankern.training.start import claim, configure, describe
 
 NOT_CONFIG = ("command", "func", "out", "resume", "dry_run", "cond")
@@ -16,13 +18,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a network; the same command again continues",
-        description="Trains StyleGAN2 on a folder or zip of square images. Running the same command again, or "
-        "--resume DIR, continues where the run stopped. An option that isn't given comes from the preset.",
+        description="Trains StyleGAN2 or ProGAN on a folder or zip of square images. Running the same command again, "
+        "or --resume DIR, continues where the run stopped. An option that isn't given comes from the preset.",
+        epilog=f"Rows of the ablation in the ProGAN paper, as --preset progan-ablation-128 with options: {ROWS}",
     )
     parser.set_defaults(func=run)
     _what(parser.add_argument_group("what"))
     _networks(parser.add_argument_group("networks"))
     _optimisation(parser.add_argument_group("optimisation"))
+    _progan(parser.add_argument_group("ProGAN alone"))
     _running(parser.add_argument_group("running (may change when a run is continued)"))
 
 
@@ -36,7 +40,8 @@ def _what(group) -> None:
     group.add_argument(
         "--resume", nargs="?", const="", metavar="DIR", help="continue the run in DIR (or --out); refuse a new one"
     )
-    group.add_argument("--preset", choices=PRESETS, help="published hyperparameters (default auto)")
+    group.add_argument("--model", choices=MODELS, help="default stylegan2, or the preset's")
+    group.add_argument("--preset", choices=PRESETS, help="published hyperparameters (default auto, or progan)")
     group.add_argument("--resolution", type=int, metavar="R", help="reduce the images to this size (a power of two)")
     _flag(group, "--mirror", "show each image mirrored as well")
     _flag(group, "--cond", "condition on the dataset's labels")
@@ -54,7 +59,7 @@ def _networks(group) -> None:
     group.add_argument("--mapping-layers", type=int, metavar="N")
     group.add_argument("--g-architecture", choices=ARCHITECTURES, help="generator (default skip)")
     group.add_argument("--d-architecture", choices=ARCHITECTURES, help="discriminator (default resnet)")
-    group.add_argument("--mbstd-group", type=int, metavar="N", help="samples that minibatch stddev compares")
+    group.add_argument("--mbstd-group", type=int, metavar="N", help="samples that minibatch stddev compares, 0: none")
     group.add_argument("--precision", choices=PRECISIONS, help="of the activations (default fp32)")
 
 
@@ -70,6 +75,33 @@ def _optimisation(group) -> None:
     group.add_argument("--style-mixing", type=float, metavar="P", help="probability of style mixing (default 0.9)")
     group.add_argument("--ema-kimg", type=float, metavar="KIMG", help="half-life of the generator's moving average")
     group.add_argument("--ema-rampup", type=float, metavar="R", help="limits the half-life to R times the images shown")
+
+
+def _progan(group) -> None:
+    group.add_argument("--loss", choices=LOSSES, help="logistic comes with R1 (--gamma) (default wgan-gp)")
+    group.add_argument("--gp-weight", type=float, metavar="W", help="weight of the gradient penalty (default 10)")
+    group.add_argument("--gp-target", type=float, metavar="G", help="norm that it asks for (default 1)")
+    group.add_argument("--drift", type=float, metavar="W", help="weight of D(real) squared (default 0.001)")
+    group.add_argument("--cond-weight", type=float, metavar="W", help="weight of the labels' cross entropy (default 1)")
+    group.add_argument("--beta2", type=float, metavar="B", help="Adam's (default 0.99)")
+    group.add_argument("--ema-beta", type=float, metavar="B", help="of the moving average, a step (default 0.999)")
+    group.add_argument("--start-resolution", type=int, metavar="R", help="where growing begins (default 4)")
+    group.add_argument("--stable-kimg", type=float, metavar="KIMG", help="at a resolution alone (default 600)")
+    group.add_argument("--fade-kimg", type=float, metavar="KIMG", help="fading the next one in (default 600)")
+    group.add_argument("--repeats", type=int, metavar="STEPS", help="between looks at the schedule (default 4)")
+    group.add_argument("--schedule-gpus", type=int, choices=BATCHES, help="whose published tables (default 1)")
+    group.add_argument("--batch-schedule", metavar="LIST", help=f"batch by resolution (default {BATCHES[1]})")
+    group.add_argument("--lr-schedule", metavar="LIST", help="learning rate by resolution, where not --g-lr and --d-lr")
+    group.add_argument(
+        "--fused-from", type=int, metavar="R", help="resample within convolutions from R px on; 0: nowhere"
+    )
+    _flag(group, "--grow", "grow from --start-resolution (default); else train the full resolution at once")
+    _flag(group, "--equalized", "equalized learning rate (default)")
+    _flag(group, "--pixel-norm", "pixel norm in the generator (default)")
+    _flag(group, "--normalize-latents", "pixel norm of the latents (default)")
+    _flag(group, "--revised", "the paper's settings (default); else WGAN-GP's: learning rate, beta2, drift, latents")
+    for name, value, text in (("--mbstd", 4, "minibatch stddev, groups of 4 (default)"), ("--no-mbstd", 0, "none")):
+        group.add_argument(name, dest="mbstd_group", action="store_const", const=value, help=text)
 
 
 def _running(group) -> None:
@@ -90,7 +122,8 @@ def run(args: argparse.Namespace) -> int:
     explicit = {k: v for k, v in vars(args).items() if k not in NOT_CONFIG and v is not None}
     if args.resume and args.out and Path(args.resume).resolve() != Path(args.out).resolve():
         raise InputError(f"--out {args.out}: --resume {args.resume} continues in its own folder; leave one of them out")
-    out = args.resume or args.out or f"runs/{Path(args.data or 'data').stem}-{args.preset or 'auto'}"
+    preset = args.preset or ("progan" if args.model == "progan" else "auto")
+    out = args.resume or args.out or f"runs/{Path(args.data or 'data').stem}-{preset}"
     config = configure(Path(out), explicit, labels=args.cond, must_exist=args.resume is not None)
     if args.dry_run:
         print(describe(config))

@@ -49,22 +49,26 @@ class BatchStream:
         pin_memory: bool = False,
         progress: Progress | None = None,
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        _check_batch_size(batch_size)
         if cache not in ("auto", "on", "off"):
             raise ValueError(f"cache: expected 'auto', 'on' or 'off', got {cache!r}")
-        self.dataset, self.batch_size = dataset, batch_size
+        self.batch_size = batch_size
         self._pin_memory = pin_memory and torch.cuda.is_available()
         self._sampler = EndlessSampler((1 + mirror) * len(dataset), seed=seed, rank=rank, world_size=world_size)
         self._decoded: Iterator[Decoded] | None = None
+        self._cache, self._budget, self._wanted_workers, self._progress = cache, memory_budget, workers, progress
+        self._open(dataset)
+
+    def _open(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
         self._array: np.ndarray | None = None
-        budget = default_budget() if memory_budget is None else memory_budget
-        self.cached = cache == "on" or (cache == "auto" and dataset.nbytes <= budget)
+        budget = default_budget() if self._budget is None else self._budget
+        self.cached = self._cache == "on" or (self._cache == "auto" and dataset.nbytes <= budget)
         if self.cached:
-            self._array = load_array(dataset, workers, progress)
+            self._array = load_array(dataset, self._wanted_workers, self._progress)
             self.workers = 0
         else:
-            self.workers = default_workers() if workers is None else workers
+            self.workers = default_workers() if self._wanted_workers is None else self._wanted_workers
 
     def __iter__(self) -> "BatchStream":
         return self
@@ -78,6 +82,19 @@ class BatchStream:
             images = self._gather(items)
         labels = torch.from_numpy(self.dataset.label_rows(items % len(self.dataset)))
         return images, labels.pin_memory() if self._pin_memory else labels
+
+    def change(self, batch_size: int, dataset: ImageDataset | None = None) -> None:
+        """Goes on with the next image in batches of another size; with `dataset`, the same images at another
+        resolution. Costs nothing where nothing changes; else workers begin anew."""
+        _check_batch_size(batch_size)
+        if dataset is not None and dataset is not self.dataset:
+            if len(dataset) != len(self.dataset):
+                raise ValueError(f"dataset: expected the same {len(self.dataset)} images, got {len(dataset)}")
+            self.close()
+            self._open(dataset)
+        if batch_size != self.batch_size:
+            self.close()
+            self.batch_size = batch_size
 
     def state_dict(self) -> dict[str, int]:
         """The position after the last batch handed out; of all ranks together, and free of their number."""
@@ -125,6 +142,11 @@ class BatchStream:
             self.close()
             raise
         return images
+
+
+def _check_batch_size(value: int) -> None:
+    if value < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {value}")
 
 
 def default_workers() -> int:

@@ -11,15 +11,19 @@ from torch import nn
 from gankern._version import __version__
 from gankern.errors import InputError
 from gankern.files import replacing
-from gankern.models import stylegan2
+from gankern.models import progan, stylegan2
 
 FORMAT = 1
+GENERATORS: dict[str, type[nn.Module]] = {"stylegan2": stylegan2.Generator, "progan": progan.Generator}
 
 
 def save_network(path: Path, network: nn.Module, *, nimg: int, extra: dict | None = None) -> None:
     """Writes a network's weights and config as safetensors, whole or not at all."""
-    header = {"format": FORMAT, "gankern": __version__, "architecture": "stylegan2", "config": network.config}
+    (architecture,) = (name for name, kind in GENERATORS.items() if isinstance(network, kind))
+    header = {"format": FORMAT, "gankern": __version__, "architecture": architecture, "config": network.config}
     header |= {"nimg": nimg} | (extra or {})
+    if architecture == "progan":
+        header["lod"] = network.lod
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     with replacing(path) as temporary:  # save_file would make it unreadable for others, and hide a full disk's errno
         temporary.write_bytes(safetensors.torch.save(tensors, metadata={"gankern": json.dumps(header)}))
@@ -28,7 +32,8 @@ def save_network(path: Path, network: nn.Module, *, nimg: int, extra: dict | Non
 def load_network(
     path: str | Path, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Module, dict]:
-    """The generator in a network file, in eval mode, and its header {architecture, config, nimg, ...}.
+    """The generator in a network file, in eval mode, and its header {architecture, config, nimg, ...}. ProGAN's has
+    the `lod` that it is trained to.
 
     Raises InputError where the file is missing, truncated, not gankern's, of another architecture or of a newer
     version.
@@ -47,17 +52,23 @@ def load_network(
         raise InputError(f"--network {path}: a safetensors file, but not a gankern network (it has no gankern header)")
     try:
         version, writer, architecture = int(header["format"]), header["gankern"], header["architecture"]
-        config, _ = dict(header["config"]), int(header["nimg"])
+        config, _, lod = dict(header["config"]), int(header["nimg"]), float(header.get("lod", 0))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"--network {path}: its gankern header can't be read ({error!r})") from None
     if version > FORMAT:
         raise InputError(f"--network {path}: written by a newer gankern ({writer}); this is {__version__}")
-    if architecture != "stylegan2":
-        raise InputError(f"--network {path}: architecture {architecture!r}, expected 'stylegan2'")
+    if architecture not in GENERATORS:
+        known = " or ".join(map(repr, GENERATORS))
+        raise InputError(f"--network {path}: architecture {architecture!r}, expected {known}")
     try:
-        network = stylegan2.Generator(**config, compute_dtype=compute_dtype)
+        network = GENERATORS[architecture](**config, compute_dtype=compute_dtype)
         network.load_state_dict(tensors)
+        if architecture == "progan":
+            network.place(lod, None)  # refuses one that it doesn't have
+            network.lod = lod
     except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
         first = str(error).strip().splitlines()
-        raise InputError(f"--network {path}: weights and config don't fit ({' '.join(first[:2])})") from None
+        raise InputError(
+            f"--network {path}: weights and config don't fit, architecture {architecture!r} ({' '.join(first[:2])})"
+        ) from None
     return network.eval().requires_grad_(False).to(device), header

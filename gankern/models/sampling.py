@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gankern.errors import InputError
+from gankern.models import progan
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -42,12 +43,32 @@ def sample_images(
     truncation_psi: float = 1,
     truncation_cutoff: int | None = None,
     noise_mode: str = "const",
+    native: bool = False,
 ) -> Iterator[Tensor]:
     """uint8 batches [n <= batch, C, R, R] on the network's device; no random numbers are drawn unless noise is
-    random."""
+    random. A ProGAN draws at the lod that it is trained to; `native`: at that resolution, not enlarged to R.
+
+    Raises InputError for options that the network doesn't have.
+    """
+    check_options(network, truncation_psi, truncation_cutoff, noise_mode)
     device = next(network.parameters()).device
     for z, c in zip(latents.split(batch), labels.split(batch), strict=True):
-        yield to_uint8(network(z.to(device), c.to(device), truncation_psi, truncation_cutoff, noise_mode))
+        z, c = z.to(device), c.to(device)
+        if isinstance(network, progan.Generator):
+            yield to_uint8(network(z, c, network.lod, native=native))
+        else:
+            yield to_uint8(network(z, c, truncation_psi, truncation_cutoff, noise_mode))
+
+
+def check_options(network: nn.Module, truncation_psi: float, truncation_cutoff: int | None, noise_mode: str) -> None:
+    """Raises InputError for truncation or noise of a network that has none."""
+    if not isinstance(network, progan.Generator):
+        return
+    asked = {"--trunc": truncation_psi != 1, "--trunc-cutoff": truncation_cutoff is not None}
+    asked["--noise-mode"] = noise_mode == "random"
+    for name, given in asked.items():
+        if given:
+            raise InputError(f"{name}: not an option of a ProGAN, which has neither truncation nor noise")
 
 
 def class_labels(network: nn.Module, number: int | None, n: int) -> Tensor:

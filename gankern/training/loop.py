@@ -2,23 +2,28 @@
 
 import contextlib
 import dataclasses
+import functools
 import resource
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from gankern.data import BatchStream, ImageDataset, open_dataset
+from gankern.data.pyramid import find_level
 from gankern.errors import InputError
 from gankern.training.checkpoint import newest_good_checkpoint, save_checkpoint
 from gankern.training.config import RUN_OPTIONS, Config
+from gankern.training.progan import ProGANTrainer
 from gankern.training.rundir import RunDir
 from gankern.training.snapshot import Snapshots
 from gankern.training.step import Trainer
+from gankern.training.trainer import BaseTrainer
 
 LIVE_SECONDS = 0.5
+TRAINERS: dict[str, type[BaseTrainer]] = {"stylegan2": Trainer, "progan": ProGANTrainer}
 
 
 def pick_device(name: str) -> torch.device:
@@ -35,15 +40,19 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def open_data(config: Config) -> ImageDataset:
-    """The config's dataset; raises InputError where it isn't the one that the run began with."""
-    dataset = open_dataset(
+def _open_at(config: Config, resolution: int) -> ImageDataset:
+    return open_dataset(
         config.data,
-        resolution=config.resolution,
+        resolution=resolution,
         use_labels=config.c_dim > 0,
         max_images=config.max_images,
         skip_bad=config.skip_bad,
     )
+
+
+def open_data(config: Config) -> ImageDataset:
+    """The config's dataset; raises InputError where it isn't the one that the run began with."""
+    dataset = _open_at(config, config.resolution)
     if dataset.identity != config.dataset_identity:
         raise InputError(f"--data {config.data}: its images have changed since this run began; give another --out")
     if dataset.label_dim != config.c_dim:
@@ -65,24 +74,27 @@ def train(config: Config, run: RunDir) -> int:
     run.log(dataset.summary())
     torch.manual_seed(config.seed)
     with _stream(config, dataset, device, run) as stream, _StopSignals() as stop:
-        trainer = Trainer(config, device, _label_sampler(dataset, config), run.log)
+        trainer = TRAINERS[config.model](config, device, _label_sampler(dataset, config), run.log)
         snapshots = Snapshots(config, run, dataset, device)
         if not _restore(run, trainer, stream):
             run.rewind_stats(-1)  # of a process that was killed before its first checkpoint
             snapshots.save_reals()
         saved_at, saved_time = trainer.nimg, time.monotonic()
-        if _snapshot_due(config, trainer.nimg) and not snapshots.taken(trainer.nimg):  # a stop cut it short
+        if _snapshot_due(config, trainer) and not snapshots.taken(trainer.nimg):  # a stop cut it short
             with stop.cutting_short():
                 snapshots.take(trainer)
         progress = _Progress(config, run, trainer)
+        levels = _levels(config, dataset)
 
         while trainer.nimg < config.kimg * 1000 and not stop.signal:
+            batch, resolution = trainer.prepare()
+            stream.change(batch, levels(resolution))
             images, labels = next(stream)
             trainer.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
             progress.live()
-            if _ticks_passed(config, trainer.nimg):
+            if _ticks_passed(config, trainer):
                 progress.tick()
-            snapshot_due = _snapshot_due(config, trainer.nimg)
+            snapshot_due = _snapshot_due(config, trainer)
             minutes = (time.monotonic() - saved_time) / 60
             if snapshot_due or (config.checkpoint_minutes and minutes >= config.checkpoint_minutes):
                 _save(config, run, trainer, stream)
@@ -108,7 +120,7 @@ def continue_command(run: RunDir) -> str:
 def _stream(config: Config, dataset: ImageDataset, device: torch.device, run: RunDir) -> BatchStream:
     return BatchStream(
         dataset,
-        config.batch,
+        config.images_at_once,  # the loop says for each batch how large it is
         seed=config.seed,
         mirror=config.mirror,
         memory_budget=None if config.memory_gb is None else int(config.memory_gb * 2**30),
@@ -116,6 +128,17 @@ def _stream(config: Config, dataset: ImageDataset, device: torch.device, run: Ru
         pin_memory=device.type == "cuda",
         progress=lambda done, total: run.live(f"decoding images, once: {done:,} of {total:,}"),
     )
+
+
+def _levels(config: Config, dataset: ImageDataset) -> Callable[[int], ImageDataset]:
+    """level(r): the images at r px where the data's pyramid holds them, else the dataset itself."""
+
+    @functools.cache
+    def level(resolution: int) -> ImageDataset:
+        stored = resolution < config.resolution and find_level(dataset.source, resolution)
+        return _open_at(config, resolution) if stored else dataset
+
+    return level
 
 
 def _label_sampler(dataset: ImageDataset, config: Config):
@@ -129,7 +152,7 @@ def _label_sampler(dataset: ImageDataset, config: Config):
     return sample
 
 
-def _restore(run: RunDir, trainer: Trainer, stream: BatchStream) -> bool:
+def _restore(run: RunDir, trainer: BaseTrainer, stream: BatchStream) -> bool:
     """Continues from the newest good checkpoint; False where there is none."""
     found = newest_good_checkpoint(run.path, run.log)
     if found is None:
@@ -156,27 +179,26 @@ def _learned_options(config: Config) -> dict:
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in RUN_OPTIONS and k != "data"}
 
 
-def _save(config: Config, run: RunDir, trainer: Trainer, stream: BatchStream) -> None:
+def _save(config: Config, run: RunDir, trainer: BaseTrainer, stream: BatchStream) -> None:
     state = {"trainer": trainer.state_dict(), "data": stream.state_dict(), "config": _learned_options(config)}
     save_checkpoint(run.path, state, trainer.nimg, config.keep)
 
 
-def _ticks_passed(config: Config, nimg: int) -> range:
-    """The ticks that the step up to `nimg` ended: a function of the images alone, so that a continued run ticks
-    alike."""
+def _ticks_passed(config: Config, trainer: BaseTrainer) -> range:
+    """The ticks that the last step ended: a function of the images alone, so that a continued run ticks alike."""
     length = config.tick * 1000
-    return range(int((nimg - config.batch) // length) + 1, int(nimg // length) + 1)
+    return range(int((trainer.nimg - trainer.last_batch) // length) + 1, int(trainer.nimg // length) + 1)
 
 
-def _snapshot_due(config: Config, nimg: int) -> bool:
-    ends = nimg == 0 or nimg >= config.kimg * 1000
-    return ends or any(tick % config.snap == 0 for tick in _ticks_passed(config, nimg))
+def _snapshot_due(config: Config, trainer: BaseTrainer) -> bool:
+    ends = trainer.nimg == 0 or trainer.nimg >= config.kimg * 1000
+    return ends or any(tick % config.snap == 0 for tick in _ticks_passed(config, trainer))
 
 
 class _Progress:
     """The live line and the ticks' rows: speed, time to go, losses, memory."""
 
-    def __init__(self, config: Config, run: RunDir, trainer: Trainer):
+    def __init__(self, config: Config, run: RunDir, trainer: BaseTrainer):
         self.config, self.run, self.trainer = config, run, trainer
         self.begun = self.last_live = time.monotonic()
         self.begun_nimg = trainer.nimg
@@ -192,11 +214,11 @@ class _Progress:
     def tick(self) -> None:
         """Writes a row of statistics and a line of the log."""
         trainer, now = self.trainer, time.monotonic()
-        stats = trainer.phases.pop_stats()
+        stats = trainer.pop_stats()
         speed = (trainer.nimg - self.tick_nimg) / max(now - self.tick_time, 1e-9)
         self.losses = "".join(f"  {name} {stats[key]:.3f}" for name, key in _SHOWN.items() if key in stats)
         row = {"nimg": trainer.nimg, "kimg": trainer.nimg / 1000, "step": trainer.steps, "img_s": speed}
-        row |= stats | {"pl_mean": trainer.phases.pl_mean.item(), "skipped": trainer.skipped}
+        row |= stats | {"skipped": trainer.skipped}
         row |= {"memory_gb": _memory_gb(trainer.device)}
         self.run.write_stats(row)
         self.run.log(self._line(speed))
@@ -206,14 +228,15 @@ class _Progress:
         nimg, total = self.trainer.nimg, self.config.kimg * 1000
         left = max(total - nimg, 0) / max(speed, 1e-9)
         skipped = f"  skipped {self.trainer.skipped}" if self.trainer.skipped else ""
+        where = self.trainer.where()
         memory = f"  {_memory_gb(self.trainer.device):.1f} GB"
         return (
-            f"kimg {nimg / 1000:.1f}/{total / 1000:g}  {speed:.1f} img/s  ETA {_duration(left)}"
+            f"kimg {nimg / 1000:.1f}/{total / 1000:g}{where and '  ' + where}  {speed:.1f} img/s  ETA {_duration(left)}"
             f"{self.losses}{memory}{skipped}"
         )
 
 
-_SHOWN = {"loss G": "loss/G", "D": "loss/D", "R1": "r1"}
+_SHOWN = {"loss G": "loss/G", "D": "loss/D", "R1": "r1", "GP": "gradient_penalty"}
 
 
 def _duration(seconds: float) -> str:

@@ -1,10 +1,12 @@
 """An estimate of the memory that a run needs, counted on meta tensors: no GPU and no data."""
 
-import torch
-from torch import Tensor
+from collections.abc import Callable, Iterator
 
+import torch
+from torch import Tensor, nn
+
+from gankern.training import phases, progan_phases
 from gankern.training.config import Config
-from gankern.training.phases import Phases, build_networks
 
 
 class _SavedBytes:
@@ -47,26 +49,74 @@ class _Kept:
         self.counter.remove(self.tensor)
 
 
+Loss = tuple[nn.Module, Callable[[], Tensor], int, int]
+"""The network that learns, the loss of a phase, its images and their size."""
+
+
+def _stylegan2_losses(config: Config, G: nn.Module, D: nn.Module) -> Iterator[Loss]:
+    n, r = config.batch_gpu, config.resolution
+    losses = phases.Phases(config, G, D, lambda m: torch.empty(m, config.c_dim, device="meta"))
+    real, labels = _reals(config, n, r)
+    yield G, lambda: losses.g_main(n), n, r
+    yield D, lambda: losses.d_main(real, labels), n, r
+    if config.pl_weight > 0:
+        yield G, lambda: losses.g_path_length(n), n, r
+    if config.gamma > 0:
+        yield D, lambda: losses.d_r1(real, labels), n, r
+
+
+def _progan_losses(config: Config, G: nn.Module, D: nn.Module) -> Iterator[Loss]:
+    losses = progan_phases.ProGANPhases(config, G, D, lambda m: torch.empty(m, config.c_dim, device="meta"))
+    schedule = config.schedule()
+    lods = range(len(schedule.batches))
+    for lod in lods:
+        place = schedule.place(lod + 0.5 if lod + 1 in lods else lod)  # fading costs more than standing still
+        losses.go_to(place)
+        n = min(config.batch_gpu or place.batch, place.batch)
+        real, labels = _reals(config, n, place.resolution)
+        yield D, lambda real=real, labels=labels: losses.d_main(real, labels), n, place.resolution
+        yield G, lambda n=n: losses.g_main(n), n, place.resolution
+
+
+_MODELS = {
+    "stylegan2": (phases.build_networks, _stylegan2_losses),
+    "progan": (progan_phases.build_networks, _progan_losses),
+}
+
+
+def _reals(config: Config, n: int, resolution: int) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty(n, 3, resolution, resolution, device="meta"),
+        torch.empty(n, config.c_dim, device="meta"),
+    )
+
+
 def estimate(config: Config) -> dict[str, int]:
-    """{"G_parameters", "D_parameters"}: counts; {"weights", "activations"}: bytes.
+    """{"G_parameters", "D_parameters"}: counts; {"weights", "activations"}: bytes; {"images", "resolution"}: of the
+    costliest phase.
 
     `weights` holds both networks, the EMA, Adam's moments and one network's gradients; `activations` what the costliest
-    phase keeps for its backward pass at batch_gpu images. Work space of the libraries comes on top.
+    phase keeps for its backward pass. Work space of the libraries comes on top.
     """
-    n = config.batch_gpu
-    G, D = build_networks(config, "meta")
+    build, losses = _MODELS[config.model]
+    G, D = build(config, "meta")
     counts = {name: sum(p.numel() for p in net.parameters()) for name, net in (("G", G), ("D", D))}
-    phases = Phases(config, G, D, lambda m: torch.empty(m, config.c_dim, device="meta"))
-    real = torch.empty(n, 3, config.resolution, config.resolution, device="meta")
-    labels = torch.empty(n, config.c_dim, device="meta")
     counter = _SavedBytes({p.untyped_storage()._cdata for net in (G, D) for p in net.parameters()})
-    losses = [(G, lambda: phases.g_main(n)), (D, lambda: phases.d_main(real, labels))]
-    losses += [(G, lambda: phases.g_path_length(n))] if config.pl_weight > 0 else []
-    losses += [(D, lambda: phases.d_r1(real, labels))] if config.gamma > 0 else []
-    for network, loss in losses:
+    costliest = (0, 0, 0)
+    for network, loss, images, resolution in losses(config, G, D):
         G.requires_grad_(network is G)
         D.requires_grad_(network is D)
+        counter.peak = counter.now
         with torch.autograd.graph.saved_tensors_hooks(lambda t: _Kept(t, counter), lambda kept: kept.tensor):
             loss().backward()
+        costliest = max(costliest, (counter.peak, images, resolution))
     fixed = 4 * (3 * (counts["G"] + counts["D"]) + max(counts.values()) + counts["G"])
-    return {"G_parameters": counts["G"], "D_parameters": counts["D"], "weights": fixed, "activations": counter.peak}
+    peak, images, resolution = costliest
+    return {
+        "G_parameters": counts["G"],
+        "D_parameters": counts["D"],
+        "weights": fixed,
+        "activations": peak,
+        "images": images,
+        "resolution": resolution,
+    }

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from gankern.models.stylegan2 import Discriminator, Generator
 from gankern.training import loss
-from gankern.training.config import Config
+from gankern.training.config import StyleGAN2Config
+from gankern.training.recorder import Recorder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
-def build_networks(config: Config, device: torch.device | str) -> tuple[Generator, Discriminator]:
+def build_networks(config: StyleGAN2Config, device: torch.device | str) -> tuple[Generator, Discriminator]:
     """Generator and discriminator of a config, freshly initialised from torch's random state."""
     shared = {
         "c_dim": config.c_dim,
@@ -42,29 +43,29 @@ def build_networks(config: Config, device: torch.device | str) -> tuple[Generato
     return (G.double(), D.double()) if config.precision == "fp64" else (G, D)
 
 
-class Phases:
+class Phases(Recorder):
     """The losses of a generator and a discriminator; what they observe is kept until `pop_stats`.
 
     `sample_labels(n)` draws conditions [n, c_dim] for the generator. The running path length `pl_mean` is the
     caller's to update, from `observed_lengths`; likewise w_avg from `observed_w`.
     """
 
-    def __init__(self, config: Config, G: nn.Module, D: nn.Module, sample_labels: Callable[[int], Tensor]):
+    def __init__(self, config: StyleGAN2Config, G: nn.Module, D: nn.Module, sample_labels: Callable[[int], Tensor]):
+        super().__init__()
         self.config, self.G, self.D, self.sample_labels = config, G, D, sample_labels
         parameter = next(G.parameters())
         self.device = parameter.device
         self.pl_mean = torch.zeros([], device=self.device, dtype=parameter.dtype)
         self.observed_w: list[Tensor] = []
         self.observed_lengths: list[Tensor] = []
-        self.stats: dict[str, list[Tensor]] = {}
 
     def g_main(self, n: int) -> Tensor:
         """The generator's loss on n samples."""
         ws, c = self._latents(n)
         logits = self.D(self.G.synthesis(ws), c)
         value = loss.generator_loss(logits)
-        self._record("loss/G", value)
-        self._record("logits/fake", logits.mean())
+        self.record("loss/G", value)
+        self.record("logits/fake", logits.mean())
         return value
 
     def g_path_length(self, n: int) -> Tensor:
@@ -77,8 +78,8 @@ class Phases:
         length = lengths.detach().mean()
         self.observed_lengths.append(length)
         penalty = (lengths - self.pl_mean.lerp(length, config.pl_decay)).square().mean()
-        self._record("path_length", length)
-        self._record("loss/path_length", penalty)
+        self.record("path_length", length)
+        self.record("loss/path_length", penalty)
         return penalty * (config.pl_weight * config.pl_interval)
 
     def d_main(self, real: Tensor, labels: Tensor) -> Tensor:
@@ -88,15 +89,15 @@ class Phases:
             fake = self.G.synthesis(ws)
         real_logits = self.D(real, labels)
         value = loss.discriminator_loss(real_logits, self.D(fake, c))
-        self._record("loss/D", value)
-        self._record("logits/real", real_logits.mean())
+        self.record("loss/D", value)
+        self.record("logits/real", real_logits.mean())
         return value
 
     def d_r1(self, real: Tensor, labels: Tensor) -> Tensor:
         """R1 regularisation on reals [N, C, R, R]."""
         real = real.detach().requires_grad_()
         penalty = loss.r1_penalty(self.D(real, labels), real).mean()
-        self._record("r1", penalty)
+        self.record("r1", penalty)
         return penalty * (self.config.gamma / 2 * self.config.r1_interval)
 
     def _latents(self, n: int) -> tuple[Tensor, Tensor]:
@@ -111,14 +112,3 @@ class Phases:
             layer = torch.arange(self.G.num_ws, device=self.device)
             ws = torch.where((mix & (layer >= cutoff))[None, :, None], other, ws)
         return ws, c
-
-    def _record(self, name: str, value: Tensor) -> None:
-        self.stats.setdefault(name, []).append(value.detach())
-
-    def pop_stats(self) -> dict[str, float]:
-        """Means of what was recorded since the last call; the one place where the host waits for them."""
-        means = {name: torch.stack(values).float().mean() for name, values in sorted(self.stats.items())}
-        self.stats = {}
-        if not means:
-            return {}
-        return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))

@@ -47,7 +47,9 @@ def save_curves(path: Path, rows: list[dict]) -> bool:
         "loss": ("loss/G", "loss/D"),
         "discriminator output": ("logits/real", "logits/fake"),
         "R1": ("r1",),
+        "gradient penalty": ("gradient_penalty",),
         "path length": ("path_length",),
+        "lod": ("lod",),
         "SWD x 1000": ("swd", "swd_floor"),
     }
     known = {name for row in rows for name, value in row.items() if value is not None}

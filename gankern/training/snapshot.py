@@ -11,7 +11,7 @@ from gankern.training.checkpoint import kimg_name
 from gankern.training.config import Config
 from gankern.training.pictures import grid_size, save_curves, save_grid
 from gankern.training.rundir import RunDir
-from gankern.training.step import Trainer
+from gankern.training.trainer import BaseTrainer
 
 
 class Snapshots:
@@ -22,7 +22,7 @@ class Snapshots:
         self.columns, self.rows = grid_size(config.resolution)
         count = min(config.metric_images, len(dataset) // 2)
         scored = count > 0 and config.resolution >= MIN_SWD_RESOLUTION
-        self.evaluator = Evaluator(dataset, count, batch=config.batch_gpu, device=device) if scored else None
+        self.evaluator = Evaluator(dataset, count, batch=config.images_at_once, device=device) if scored else None
 
     def save_reals(self) -> None:
         """reals.png: as many images, evenly spread over the dataset, as fakes-*.png shows."""
@@ -33,11 +33,11 @@ class Snapshots:
         """Whether the snapshot at `nimg` was finished: its row is the last thing that it writes but the curves."""
         return any(row["nimg"] == nimg and "step" not in row for row in self.run.read_stats())
 
-    def take(self, trainer: Trainer) -> None:
+    def take(self, trainer: BaseTrainer) -> None:
         """Writes the grid, the network and a row with SWD, and redraws the curves."""
         name, network = kimg_name(trainer.nimg), trainer.G_ema
         inputs = conditions(self.dataset, network, self.columns * self.rows)
-        images = torch.cat(list(sample_images(network, *inputs, self.config.batch_gpu)))
+        images = torch.cat(list(sample_images(network, *inputs, self.config.images_at_once, native=True)))
         save_grid(self.run.path / f"fakes-{name}.png", images.cpu().numpy(), self.columns)
         save_network(self.run.path / f"network-{name}.safetensors", network, nimg=trainer.nimg)
         row = {"nimg": trainer.nimg, "kimg": trainer.nimg / 1000}

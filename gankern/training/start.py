@@ -71,7 +71,14 @@ def describe(config: Config) -> str:
     lines += [
         "",
         f"parameters: generator {memory['G_parameters']:,}, discriminator {memory['D_parameters']:,}",
-        f"memory, estimated at batch_gpu {config.batch_gpu}: {weights + activations:.2f} GB = {weights:.2f} of "
+        f"memory, estimated at {_costliest(config, memory)}: {weights + activations:.2f} GB = {weights:.2f} of "
         f"weights, gradients, Adam and EMA + {activations:.2f} of activations; work space of the libraries aside",
     ]
     return "\n".join(lines)
+
+
+def _costliest(config: Config, memory: dict[str, int]) -> str:
+    if config.model == "stylegan2":
+        return f"batch_gpu {config.batch_gpu}"
+    r = memory["resolution"]
+    return f"{memory['images']} images of {r}x{r}, the costliest stage"

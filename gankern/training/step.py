@@ -2,27 +2,24 @@
 
     G every step; G + path length every pl_interval steps, on batch/pl_shrink; D every step; D + R1 every r1_interval
 
-A phase accumulates its gradient over micro-batches of batch_gpu images (the gradient is the mean over the whole batch),
-then takes one optimizer step. A phase whose gradient isn't finite takes none.
+What a phase's update is stands in trainer.py.
 """
 
-import copy
-import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from gankern.errors import NonFiniteError
-from gankern.training.config import Config, adam_settings
+from gankern.training.config import StyleGAN2Config, adam_settings
 from gankern.training.ema import ema_beta, update_ema
 from gankern.training.phases import Phases, build_networks
+from gankern.training.trainer import BaseTrainer
 
 W_AVG_DECAY = 0.995
 
 
-class Trainer:
+class Trainer(BaseTrainer):
     """The networks, their optimizers and whatever else a step changes; `state_dict` holds all of it.
 
     `sample_labels(n)` draws conditions [n, c_dim] for the generator; `warn(text)` is told of skipped updates.
@@ -30,27 +27,24 @@ class Trainer:
 
     def __init__(
         self,
-        config: Config,
+        config: StyleGAN2Config,
         device: torch.device | str,
         sample_labels: Callable[[int], Tensor],
         warn: Callable[[str], None] = print,
     ):
-        self.config, self.device, self.warn = config, torch.device(device), warn
-        self.G, self.D = build_networks(config, device)
-        self.G.requires_grad_(False)
-        self.D.requires_grad_(False)
-        self.G_ema = copy.deepcopy(self.G).eval()
+        super().__init__(config, *build_networks(config, device), warn)
         self.G_opt = _adam(self.G, config.g_lr, config.pl_interval if config.pl_weight > 0 else None)
         self.D_opt = _adam(self.D, config.d_lr, config.r1_interval if config.gamma > 0 else None)
         self.phases = Phases(config, self.G, self.D, sample_labels)
-        self.nimg = self.steps = self.skipped = 0
-        self._skipped_in_a_row: dict[str, int] = {}  # by phase: one that always fails counts although others succeed
+
+    def prepare(self) -> tuple[int, int]:
+        return self.config.batch, self.config.resolution
+
+    @property
+    def last_batch(self) -> int:
+        return self.config.batch
 
     def step(self, real: Tensor, labels: Tensor) -> None:
-        """One step on reals uint8 [batch, C, R, R] and labels [batch, c_dim], both on the device.
-
-        Raises NonFiniteError after `max_skipped` skipped updates of one phase in a row.
-        """
         config, phases = self.config, self.phases
         real = real.to(torch.float32).div_(127.5).sub_(1)
         micro = list(zip(real.split(config.batch_gpu), labels.split(config.batch_gpu), strict=True))
@@ -73,74 +67,21 @@ class Trainer:
         self.nimg += config.batch
         self.steps += 1
 
-    # -- one optimizer update -----------------------------------------------------------------------------------------
-
     def _update(
         self, phase: str, network: nn.Module, optimizer: torch.optim.Optimizer, losses: list[Callable[[], Tensor]]
     ) -> bool:
-        """Accumulates the gradient of the mean of `losses` and takes a step; False where it was skipped as
-        non-finite."""
         self.phases.observed_w, self.phases.observed_lengths = [], []
-        network.requires_grad_(True)
-        for micro_loss in losses:
-            (micro_loss() / len(losses)).backward()
-        network.requires_grad_(False)
-        gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
-        finite = bool(torch.isfinite(norms.sum()))
-        if finite:
-            self._skipped_in_a_row[phase] = 0
-            optimizer.step()
-        else:
-            bad = [name for name, norm in zip(gradients, norms.tolist(), strict=True) if not math.isfinite(norm)]
-            self._skip(phase, bad)
-        optimizer.zero_grad(set_to_none=True)  # else they take memory through the other network's phases
-        return finite
+        return super()._update(phase, network, optimizer, losses)
 
-    def _skip(self, phase: str, bad: list[str]) -> None:
-        self.skipped += 1
-        in_a_row = self._skipped_in_a_row[phase] = self._skipped_in_a_row.get(phase, 0) + 1
-        where = f"{bad[0]} and {len(bad) - 1} more" if len(bad) > 1 else "".join(bad) or "their sum"
-        text = f"step {self.steps}, phase {phase}: non-finite gradient of {where}"
-        if in_a_row >= self.config.max_skipped:
-            raise NonFiniteError(
-                f"{text}, skipped {in_a_row} times in a row. The run has diverged, its last checkpoint is kept; begin "
-                "another with a lower --g-lr and --d-lr, a higher --gamma, or --precision fp32 or bf16"
-            )
-        self.warn(f"{text}; update skipped")
-
-    # -- state -----------------------------------------------------------------------------------------
+    def pop_stats(self) -> dict[str, float]:
+        return super().pop_stats() | {"pl_mean": self.phases.pl_mean.item()}
 
     def state_dict(self) -> dict:
-        """All that `load_state_dict` needs to go on exactly, torch's random states included."""
-        cuda = self.device.type == "cuda"
-        return {
-            "G": self.G.state_dict(),
-            "D": self.D.state_dict(),
-            "G_ema": self.G_ema.state_dict(),
-            "G_opt": self.G_opt.state_dict(),
-            "D_opt": self.D_opt.state_dict(),
-            "pl_mean": self.phases.pl_mean,
-            "nimg": self.nimg,
-            "steps": self.steps,
-            "skipped": self.skipped,
-            "skipped_in_a_row": dict(self._skipped_in_a_row),
-            "stats": {name: torch.stack(values).cpu() for name, values in self.phases.stats.items()},
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
-        }
+        return super().state_dict() | {"pl_mean": self.phases.pl_mean}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continues from `state_dict()`'s result, which may lie on another device."""
-        for name in ("G", "D", "G_ema", "G_opt", "D_opt"):
-            getattr(self, name).load_state_dict(state[name])
+        super().load_state_dict(state)
         self.phases.pl_mean.copy_(state["pl_mean"])
-        self.nimg, self.steps, self.skipped = state["nimg"], state["steps"], state["skipped"]
-        self._skipped_in_a_row = dict(state["skipped_in_a_row"])
-        self.phases.stats = {name: list(values.to(self.device)) for name, values in state["stats"].items()}
-        torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda" and state["rng_cuda"] is not None:
-            torch.cuda.set_rng_state(state["rng_cuda"], self.device)
 
 
 def _adam(network: nn.Module, lr: float, interval: int | None) -> torch.optim.Adam:

@@ -16,7 +16,7 @@ DIES = """
 import os, signal, sys
 from gankern import files
 from gankern.cli import main
-from gankern.training import checkpoint, loop, step
+from gankern.training import checkpoint, loop, progan, step
 
 calls = 0
 original = {where}

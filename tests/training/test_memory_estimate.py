@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gankern.training import Trainer
+from gankern.training import ProGANTrainer, Trainer
 from gankern.training.config import resolve
 from gankern.training.memory import estimate
 
@@ -68,3 +68,21 @@ def test_weights():
         held += [v.numel() for s in optimizer.state.values() for k, v in s.items() if k != "step"]
     held.append(max(sum(p.numel() for p in net.parameters()) for net in (trainer.G, trainer.D)))
     assert estimate(config)["weights"] == 4 * sum(held)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_gpu": 4}, {"loss": "logistic"}], ids=str)
+@pytest.mark.parametrize("table", ["4:64,8:16,16:4", "4-:8"])
+def test_progan(table, options):
+    """The costliest of all stages, whichever that is."""
+    options = options | {"data": "", "model": "progan", "channel_base": 64, "z_dim": 16, "batch_schedule": table}
+    config = resolve(options | {"stable_kimg": 1.0, "fade_kimg": 1.0}, resolution=16, c_dim=0, identity="")
+    trainer = ProGANTrainer(config, "cpu", lambda n: torch.empty(n, 0))
+    costs = {}
+    for nimg in (0, 1500, 3500):  # 4 px alone, then half into the fades of 8 px and of 16 px
+        trainer.nimg, trainer.steps = nimg, 0
+        n, r = trainer.prepare()
+        costs[r] = measured(trainer, torch.randint(256, (n, 3, r, r), dtype=torch.uint8), torch.empty(n, 0))
+    found = estimate(config)
+    assert found["activations"] == pytest.approx(max(costs.values()), rel=0.1)
+    assert costs[found["resolution"]] == max(costs.values())
+    assert found["images"] == min(config.batch_gpu or 64, config.schedule().batches[found["resolution"]])

@@ -1,0 +1,101 @@
+"""Options that every model's run has, and their checks; those of one model are in stylegan2_options and
+progan_options."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from gankern.errors import InputError
+
+PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
+
+RUN_OPTIONS = {"kimg", "batch_gpu", "tick", "snap", "checkpoint_minutes", "keep", "metric_images", "device"}
+RUN_OPTIONS |= {"workers", "memory_gb", "max_skipped"}
+"""Options that may differ when a run is continued."""
+
+
+@dataclass
+class Config:
+    """Options of a run, resolved; with the model's own they are what config.toml holds. Images are counted in kimg
+    (thousands of reals shown)."""
+
+    # what is trained on what
+    data: str
+    resolution: int
+    c_dim: int = 0
+    mirror: bool = False
+    max_images: int | None = None
+    skip_bad: bool = False
+    dataset_identity: str = ""
+    preset: str = "auto"
+    model: str = "stylegan2"
+    seed: int = 0
+    # networks
+    z_dim: int = 512
+    channel_base: int = 32768
+    channel_max: int = 512
+    mbstd_group: int = 4
+    precision: str = "fp32"
+    # optimisation
+    kimg: float = 25000.0
+    g_lr: float = 0.002
+    d_lr: float = 0.002
+    gamma: float = 10.0
+    # how it runs: these may change when a run is continued
+    batch_gpu: int = 0
+    tick: float = 4.0
+    snap: int = 50
+    checkpoint_minutes: float = 10.0
+    keep: int = 2
+    metric_images: int = 1024
+    device: str = "auto"
+    workers: int | None = None
+    memory_gb: float | None = None
+    max_skipped: int = 20
+
+    @classmethod
+    def given(cls, explicit: dict[str, Any]) -> dict[str, Any]:
+        """The options that a person gave, None for not given, as fields of this class. Raises InputError for one that
+        belongs to another model."""
+        given = {k: v for k, v in explicit.items() if v is not None}
+        for name in given:
+            if name not in cls.__dataclass_fields__:
+                raise InputError(f"{flag(name)}: not an option of --model {cls.model}")
+        return given
+
+    def check(self) -> None:
+        """Raises InputError for options that can't work, naming the option."""
+        self.expect_counts("snap", "keep", "max_skipped", "z_dim", "channel_base", "channel_max")
+        self.expect_positive("kimg", "tick", "g_lr", "d_lr")
+        self.expect_not_negative("gamma", "checkpoint_minutes", "metric_images", "memory_gb", "workers")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed {self.seed}: expected a whole number from 0 to 2^63 - 1")
+        self.expect_one_of(PRECISIONS, "precision")
+        if self.channel_base // self.resolution < 1:
+            raise InputError(f"--channel-base {self.channel_base}: no channels are left at {self.resolution} px")
+
+    def expect_counts(self, *names: str, least: int = 1) -> None:
+        for name in names:
+            if getattr(self, name) < least:
+                raise InputError(f"{flag(name)} {getattr(self, name)}: expected a whole number >= {least}")
+
+    def expect_positive(self, *names: str) -> None:
+        for name in names:
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{flag(name)} {getattr(self, name)}: expected a number > 0")
+
+    def expect_not_negative(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):  # None: not set
+                raise InputError(f"{flag(name)} {value}: expected a number >= 0")
+
+    def expect_one_of(self, known: Iterable[str], *names: str) -> None:
+        for name in names:
+            if getattr(self, name) not in known:
+                raise InputError(f"{flag(name)} {getattr(self, name)}: expected one of {', '.join(known)}")
+
+
+def flag(name: str) -> str:
+    """The command-line option of a field."""
+    return "--" + name.replace("_", "-")
