@@ -19,7 +19,7 @@ struct Filter {
     View<const A> taps;
     int count;
     bool flip;  // correlate instead of convolve
-    A gain;
+    A gain;     // along each axis
 };
 
 // What `y` is made of along y, for L values at once: the last filtered rows (up = 2), or the unfinished outputs.
@@ -48,14 +48,13 @@ struct Rows {
 
     // Output row R of the unit that is complete: the values from `first` on.
     template <int R, int V>
-    GANKERN_DEVICE void output(A (&to)[V], int first, const A (&w)[F::TAPS], A gain) const {
+    GANKERN_DEVICE void output(A (&to)[V], int first, const A (&w)[F::TAPS]) const {
 #pragma unroll
         for (int i = 0; i < V; i++) {
             to[i] = F::UP == 1 ? kept[F::KEPT - 1][first + i] : w[1 - R] * kept[0][first + i];
             if constexpr (F::UP == 2)
 #pragma unroll
                 for (int k = 1; k < F::KEPT; k++) to[i] += w[2 * k + 1 - R] * kept[k][first + i];
-            to[i] *= gain;
         }
     }
 };
@@ -64,13 +63,13 @@ struct Rows {
 template <typename F, typename A>
 GANKERN_DEVICE void read_taps(A (&w)[F::TAPS], const Filter<A>& f) {
 #pragma unroll
-    for (int k = 0; k < F::TAPS; k++) w[k] = k < f.count ? value(f.taps, f.flip ? k : f.count - 1 - k) : A(0);
+    for (int k = 0; k < F::TAPS; k++) w[k] = k < f.count ? value(f.taps, f.flip ? k : f.count - 1 - k) * f.gain : A(0);
 }
 
 // What the store functor reads where a unit's row r of outputs goes.
 template <typename Tile, typename Store>
 struct Due {
-    typename Store::Raw raw[Tile::OUTS];
+    typename Store::Raw raw[Tile::OUTS] = {};
 
     GANKERN_DEVICE void fetch(const Store& store, const typename Store::State& state, const Tile& tile, int unit,
                               int r) {
@@ -86,33 +85,43 @@ struct Due {
 
 template <int R, typename Tile, typename Store, typename Filtered, typename A>
 GANKERN_DEVICE void emit(const Store& store, typename Store::State& state, const Tile& tile,
-                         const Due<Tile, Store>& due, const Filtered& rows, const A (&w)[Tile::Form::TAPS], A gain,
-                         int unit) {
+                         const Due<Tile, Store>& due, const Filtered& rows, const A (&w)[Tile::Form::TAPS], int unit) {
 #pragma unroll
     for (int o = 0; o < Tile::OUTS; o++) {
         A v[Tile::V];
-        rows.template output<R>(v, o * Tile::V, w, gain);
+        rows.template output<R>(v, o * Tile::V, w);
         const auto spot = tile.spot(anew(unit), R, o);
         if (spot.any()) store.put(state, due.raw[o], v, spot);
     }
 }
+
+// Where three tensors are read, sm_120's code needs one register more than two blocks leave.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int MOST_READS = 2;
+#else
+constexpr int MOST_READS = 4;
+#endif
 
 // Blocks that a multiprocessor has registers for.
 template <typename Tile, typename Load, typename Store>
 constexpr int blocks_at_once() {
     using F = typename Tile::Form;
     constexpr int HELD = F::KEPT * Tile::OUTS * Tile::V;
-    const bool crowded = Tile::COLUMNS ? HELD > 64 : F::TAPS == 12 || F::SPAN + HELD > 39;
+    const bool crowded = Tile::COLUMNS ? HELD > 64 || (Load::READS * Tile::LOADS > MOST_READS && Tile::V > 4)
+                                       : F::TAPS == 12 || F::SPAN + HELD > 39;
     const bool roomy = Tile::COLUMNS && F::TAPS == 4 && (F::UP * F::DOWN > 1 || Tile::V <= 4);
-    const int fit = crowded ? 1 : roomy ? 3 : 2;
-    return roomy && Load::EXTRA + Store::EXTRA > 0 ? 2 : fit;
+    return crowded ? 1 : roomy && Load::EXTRA + Store::EXTRA == 0 ? 3 : 2;
 }
 
 // Input rows between two barriers: two where one would leave too few loads under way.
+template <typename F>
+constexpr int batch_of() {
+    return F::UP * F::DOWN == 1 && F::TAPS == 4 ? 2 : 1;
+}
+
 template <typename Tile, typename Load, typename Store>
 constexpr int batch() {
-    using F = typename Tile::Form;
-    return F::UP * F::DOWN == 1 && F::TAPS == 4 && Load::READS + Store::READS == 1 ? 2 : 1;
+    return Load::READS + Store::READS == 1 ? batch_of<typename Tile::Form>() : 1;
 }
 
 // Tile: ColumnTile or PixelTile. Its sums, where either functor keeps them, go to partial
@@ -159,10 +168,10 @@ filter(Load load, Store store, Filter<typename Tile::A> f, View<typename Tile::A
             if constexpr (BATCH == 2) {
                 tile.filter(one, memory, buffer * row_size, w);
                 rows.template add<0>(one, w);
-                emit<0>(store, out, tile, due[0], rows, w, f.gain, unit);
+                emit<0>(store, out, tile, due[0], rows, w, unit);
                 tile.filter(one, memory, (buffer + 1) * row_size, w);
                 rows.template add<0>(one, w);
-                emit<0>(store, out, tile, due[1], rows, w, f.gain, unit + 1);
+                emit<0>(store, out, tile, due[1], rows, w, unit + 1);
             } else {
                 tile.filter(one, memory, buffer * row_size, w);
                 if (j == 0) rows.template add<0>(one, w);
@@ -171,8 +180,8 @@ filter(Load load, Store store, Filter<typename Tile::A> f, View<typename Tile::A
                 if (j == F::DOWN - 1) {
                     Due<Tile, Store> second;  // read late: more would wait in registers while the row is filtered
                     if constexpr (F::UP == 2) second.fetch(store, out, tile, unit, 1);
-                    emit<0>(store, out, tile, due[0], rows, w, f.gain, unit);
-                    if constexpr (F::UP == 2) emit<1>(store, out, tile, second, rows, w, f.gain, unit);
+                    emit<0>(store, out, tile, due[0], rows, w, unit);
+                    if constexpr (F::UP == 2) emit<1>(store, out, tile, second, rows, w, unit);
                 }
             }
             buffer = BATCH - buffer;
@@ -191,7 +200,8 @@ filter(Load load, Store store, Filter<typename Tile::A> f, View<typename Tile::A
 template <typename Tile>
 struct PlainLoad {
     using T = typename Tile::Type;
-    using Held = T;
+    // converted once, where each is read by four threads and instructions are what is scarce
+    using Held = std::conditional_t<batch_of<typename Tile::Form>() == 2, Acc<T>, T>;
     using Raw = Bits;
     static constexpr int READS = 1;
     static constexpr bool ZERO_STAYS = true;
@@ -207,8 +217,15 @@ struct PlainLoad {
         return from.get(x);
     }
     template <typename Source>
-    GANKERN_DEVICE Packed<T, Tile::V> make(State&, const Raw& raw, const Source&) const {
-        return values_of<T>(raw);
+    GANKERN_DEVICE Packed<Held, Tile::V> make(State&, const Raw& raw, const Source&) const {
+        const auto x = values_of<T>(raw);
+        Packed<Held, Tile::V> held;
+#pragma unroll
+        for (int i = 0; i < Tile::V; i++) {
+            if constexpr (std::is_same_v<Held, T>) held.lane[i] = x.lane[i];
+            else held.lane[i] = widen(x.lane[i]);
+        }
+        return held;
     }
 };
 

@@ -14,6 +14,24 @@
 
 namespace gankern::fir {
 
+template <typename A>
+GANKERN_DEVICE A limited(A v, A limit) {
+#ifndef GANKERN_HOST
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(v), "f"(limit));
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(v), "f"(-limit));
+    return v;
+#else
+    return v > limit ? limit : v < -limit ? -limit : v;
+#endif
+}
+
+// clamp(gain · act(u), ±clamp) in few instructions.
+template <typename A>
+GANKERN_DEVICE A bent(A u, const Activation<A>& f) {
+    const A limit = f.clamp < A(0) ? A(INFINITY) : f.clamp;
+    return limited(u * (u > A(0) ? f.gain : f.gain * f.alpha), limit);
+}
+
 // gain · slope, 0 where the clamp lets no gradient through; from y, or from u = x + b. Where neither was saved, the
 // slope is the same everywhere, and 0 serves in their place.
 template <typename A>
@@ -54,7 +72,7 @@ struct ActLoad {
         Packed<A, Tile::V> v;
 #pragma unroll
         for (int i = 0; i < Tile::V; i++)
-            v.lane[i] = clamped(activate<true>(widen(x.lane[i]) + state.b[i], f) * f.gain, f.clamp);
+            v.lane[i] = bent(widen(x.lane[i]) + state.b[i], f);
         return v;
     }
 };
@@ -165,7 +183,7 @@ struct ActStore {
 
     GANKERN_DEVICE void put(State& state, const Raw&, A (&v)[Tile::V], const typename Tile::Spot& spot) const {
 #pragma unroll
-        for (int i = 0; i < Tile::V; i++) v[i] = clamped(activate<true>(v[i] + state.b[i], f) * f.gain, f.clamp);
+        for (int i = 0; i < Tile::V; i++) v[i] = bent(v[i] + state.b[i], f);
         spot.write(y, v);
     }
 };

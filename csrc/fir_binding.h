@@ -10,10 +10,11 @@ inline Image image_of(const Tensor& x, const Tensor& y) {
     return {x.size(0), x.size(1), x.size(2), x.size(3), y.size(2), y.size(3)};
 }
 
-// f [taps] as the kernels read it; Python gives it in the type of sums.
+// f [taps] as the kernels read it; Python gives it in the type of sums. The gain, not below 0, goes to both axes.
 template <typename T>
 Filter<Acc<T>> filter_of(const Tensor& f, const Sampling& s) {
-    return {reading<Acc<T>>(f), static_cast<int>(f.numel()), s.flip, Acc<T>(s.gain)};
+    STD_TORCH_CHECK(s.gain >= 0, "gankern: a filter's gain below 0");
+    return {reading<Acc<T>>(f), static_cast<int>(f.numel()), s.flip, Acc<T>(std::sqrt(s.gain))};
 }
 
 // Calls fn(Of<Tile>()) with the tile of this memory format.

@@ -7,10 +7,25 @@
 // d·Σ g·FIR(t) = Σ g·p − strength·Σ g·noise − b·Σ g, where g·p = dv·v wherever the clamp lets a gradient through.
 #pragma once
 
-#include "fir.cuh"
+#include "fir_act.cuh"
 #include "layer.cuh"
 
 namespace gankern::fir {
+
+// A thread's d or styles, from `at` on, read again for each row: registers are few, and L1 has them.
+template <int LANES, typename A>
+GANKERN_DEVICE void operand(A (&to)[LANES], View<const A> values, int64_t at, bool exists, A missing) {
+    constexpr int W = LANES < VECTOR<A> ? LANES : VECTOR<A>;
+#pragma unroll
+    for (int i = 0; i < LANES; i += W) {
+        Packed<A, W> some;
+#pragma unroll
+        for (int j = 0; j < W; j++) some.lane[j] = missing;
+        if (values && exists) some = load<W>(values, at + anew(i));
+#pragma unroll
+        for (int j = 0; j < W; j++) to[i + j] = some.lane[j];
+    }
+}
 
 // What follows the filter.
 template <typename Tile>
@@ -28,11 +43,13 @@ struct LayerStore {
     };
     struct State {
         static constexpr int SUMS = 0;
-        layer::Local<A, V> mine;
-        int64_t noise_at;
-        GANKERN_DEVICE State(const LayerStore& store, const Place& at) {
-            mine = layer::local<V, Tile::COLUMNS>(store.o, at.image, at.channel, store.channels, at.exists);
-            noise_at = at.image * store.o.noise_step;
+        A d[V], b[V], strength;
+        int64_t noise_at, channel_at;  // of the sample's noise; of its first channel's operands
+        GANKERN_DEVICE State(const LayerStore& store, const Place& at)
+            : strength(store.o.strength ? value(store.o.strength, 0) : A(1)),
+              noise_at(at.image * store.o.noise_step), channel_at(at.image * store.channels + at.channel) {
+            of_channels<V, Tile::COLUMNS>(d, store.o.d, channel_at, at.exists, A(1));
+            of_channels<V, Tile::COLUMNS>(b, store.o.bias, at.channel, at.exists, A(0));
         }
     };
 
@@ -40,18 +57,19 @@ struct LayerStore {
         return {o.noise ? value(o.noise, state.noise_at + spot.pixel) : A(0)};
     }
     GANKERN_DEVICE void put(State& state, const Raw& raw, A (&v)[V], const typename Tile::Spot& spot) const {
-        A eta[V];
+        A noise = raw.noise * state.strength;
 #pragma unroll
         for (int i = 0; i < V; i++) {
-            eta[i] = Tile::COLUMNS ? raw.noise : A(0);
             if (!Tile::COLUMNS && o.noise && spot.has(i))
-                eta[i] = value(o.noise, state.noise_at + spot.pixel + int64_t(i) * spot.apart());
+                noise = value(o.noise, state.noise_at + spot.pixel + int64_t(i) * spot.apart()) * state.strength;
+            v[i] = bent(v[i] * state.d[i] + (noise + state.b[i]), o.f);
         }
-        layer::finish<true>(v, eta, state.mine, o.f);
         if (y) spot.write(y, v);
         if (!ys) return;
+        A styles[Tile::SUM_LANES];
+        operand(styles, o.styles, state.channel_at, true, A(0));
 #pragma unroll
-        for (int i = 0; i < V; i++) v[i] *= state.mine.styles[i];
+        for (int i = 0; i < V; i++) v[i] *= styles[Tile::COLUMNS ? i : 0];
         spot.write(ys, v);
     }
 };
@@ -62,7 +80,7 @@ struct LayerGradLoad {
     using T = typename Tile::Type;
     using A = Acc<T>;
     using Held = A;
-    static constexpr int V = Tile::V, LANES = Tile::SUM_LANES, READS = 2, EXTRA = 1;
+    static constexpr int V = Tile::V, LANES = Tile::SUM_LANES, READS = 3, EXTRA = 1;
     static constexpr bool ZERO_STAYS = true;
     layer::Operands<T> o;
     layer::Gradients<T> from;
@@ -84,20 +102,6 @@ struct LayerGradLoad {
         GANKERN_DEVICE int wanted() const { return bits; }
     };
 
-    // d or the styles, read again for each row: registers are few, and L1 has them.
-    GANKERN_DEVICE void operand(A (&to)[LANES], View<const A> values, const State& state, A missing) const {
-        constexpr int W = LANES < VECTOR<A> ? LANES : VECTOR<A>;
-#pragma unroll
-        for (int i = 0; i < LANES; i += W) {
-            Packed<A, W> some;
-#pragma unroll
-            for (int j = 0; j < W; j++) some.lane[j] = missing;
-            if (values && state.exists) some = load<W>(values, state.channel_at + anew(i));
-#pragma unroll
-            for (int j = 0; j < W; j++) to[i + j] = some.lane[j];
-        }
-    }
-
     GANKERN_DEVICE Raw fetch(const typename Tile::Source& source) const {
         Raw raw{};
         if (from.dy) raw.dy = source.get(from.dy);
@@ -111,8 +115,8 @@ struct LayerGradLoad {
         const auto dy = values_of<T>(raw.dy), dys = values_of<T>(raw.dys), saved = values_of<T>(raw.saved);
         Packed<A, V> dt;
         A styles[LANES], d[LANES], noise = A(0);
-        operand(styles, from.dys || from.styled ? o.styles : View<const A>{}, state, A(0));
-        operand(d, o.d, state, A(1));
+        operand(styles, from.dys || from.styled ? o.styles : View<const A>{}, state.channel_at, state.exists, A(0));
+        operand(d, o.d, state.channel_at, state.exists, A(1));
         if (COLUMNS && o.noise && source.owns(0)) noise = value(o.noise, state.noise_at + source.pixel);
 #pragma unroll
         for (int i = 0; i < V; i++) {
@@ -122,7 +126,7 @@ struct LayerGradLoad {
             // where the style is zero nothing reaches v, and nothing tells what it was
             if (from.styled) v = s == A(0) ? A(0) : v / s;
             const bool through = unclamped(v, o.f.clamp);
-            const A g = through ? dv * (slope<true>(v, o.f) * o.f.gain) : A(0);
+            const A g = through ? dv * (v > A(0) ? o.f.gain : o.f.gain * o.f.alpha) : A(0);
             if (source.owns(i)) {
                 if (!COLUMNS && o.noise) noise = value(o.noise, state.noise_at + source.pixel + i);
                 state.sums[0][lane] += g;

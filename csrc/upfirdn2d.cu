@@ -22,7 +22,8 @@ void upfirdn2d_op(Tensor x, Tensor f, Tensor y, bool columns, int64_t up_x, int6
                   int64_t down_y, int64_t pad_x, int64_t pad_y, bool flip, double gain) {
     const Device device(x);
     const Sampling s{up_x, up_y, down_x, down_y, pad_x, pad_y, flip, gain};
-    const bool known = f.dim() == 1 && f.numel() <= MOST_TAPS && (s.is(1, 1) || s.is(2, 1) || s.is(1, 2));
+    const bool factor = s.is(1, 1) || s.is(2, 1) || s.is(1, 2);
+    const bool known = f.dim() == 1 && f.numel() <= MOST_TAPS && factor && gain >= 0;
     const bool vectors = !columns || aligned(x, x.size(1), {pointer(x), pointer(y)});
     const int64_t taps = f.numel();
     const auto run = !known || !vectors ? direct_op : taps <= 4 ? run_4_taps : taps <= 8 ? run_8_taps : run_12_taps;

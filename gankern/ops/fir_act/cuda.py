@@ -22,7 +22,7 @@ _BEFORE, _AFTER = ((1, 1), (2, 1)), ((1, 1), (1, 2))
 def fits(f: Tensor, fir: Sequence, factors: Sequence, channels_last: bool, *tensors: Tensor | None) -> bool:
     """Whether the FIR core takes this filter of at most 4 taps: one of `factors`, whole vectors in channels_last."""
     (up, up_y), (down, down_y) = fir[:2]
-    if f.ndim != 1 or f.numel() > _TAPS or up != up_y or down != down_y or (up, down) not in factors:
+    if f.ndim != 1 or f.numel() > _TAPS or fir[4] < 0 or up != up_y or down != down_y or (up, down) not in factors:
         return False
     if not channels_last:
         return True
