@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         if os.environ.get(name):
             print(f"{name:<16} {os.environ[name]}")
     for op, row in ops.implementations().items():
-        print(f"{op:<18} {row['choice']} ({row['why']}; available: {row['available']})")
+        print(f"{op:<20} {row['choice']} ({row['why']}; available: {row['available']})")
     for problem in known.problems(known.setup()):
         print(f"known problem: {problem}")
     return 0
