@@ -95,8 +95,8 @@ GANKERN_DEVICE void emit(const Store& store, typename Store::State& state, const
     }
 }
 
-// Where three tensors are read, sm_120's code needs one register more than two blocks leave.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+// Where three tensors are read, the code of sm_100 and newer needs one register more than two blocks leave.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int MOST_READS = 2;
 #else
 constexpr int MOST_READS = 4;
