@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         cases = getattr(item.module, "INTERPRETED", {}).get(item.originalname)
-        if params.get("impl", "reference") not in ("reference", "default") and cases is not None:
+        if params.get("impl") == "triton" and cases is not None:
             left_out += [] if params.get("case", params.get("call")) in cases else [item]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
