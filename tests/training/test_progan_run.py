@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -178,7 +179,8 @@ def test_the_example(tmp_path):
     """From any folder; its options go together."""
     script = Path(__file__).parents[2] / "examples/progan_32.sh"
     command = ["bash", script, "run", "--dry-run"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    env = environment() | {"PYTHON": sys.executable}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "kimg                38.0\n" in done.stdout
 
