@@ -34,7 +34,7 @@ CONFIGS["layer_backward"] = (  # four running sums a value: few values a thread 
 
 
 @triton.jit
-def _numbers(first, many: tl.constexpr, FIRST_DIM: tl.constexpr):
+def numbers(first, many: tl.constexpr, FIRST_DIM: tl.constexpr):
     """`many` numbers from `first` along one of a tile's dimensions."""
     if FIRST_DIM:
         return first + tl.arange(0, many)[:, None]
@@ -43,7 +43,7 @@ def _numbers(first, many: tl.constexpr, FIRST_DIM: tl.constexpr):
 
 
 @triton.jit
-def _place(c, px, n, pixels, channels, NHWC: tl.constexpr):
+def place(c, px, n, pixels, channels, NHWC: tl.constexpr):
     """(offsets, mask) of the tile of these channels and pixels in image n."""
     mask = (c < channels) & (px < pixels)
     if NHWC:
@@ -74,9 +74,9 @@ def _forward(
     blocks, tiles = tl.cdiv(channels, BC), tl.cdiv(pixels, BP)
     pid, n = tl.program_id(0), tl.program_id(1).to(tl.int64)
     # neighbours in the grid are neighbours in memory
-    c = _numbers((pid % blocks if NHWC else pid // tiles) * BC, BC, not NHWC)
-    px = _numbers((pid // blocks if NHWC else pid % tiles) * BP, BP, NHWC)
-    at, mask = _place(c, px, n, pixels, channels, NHWC)
+    c = numbers((pid % blocks if NHWC else pid // tiles) * BC, BC, not NHWC)
+    px = numbers((pid // blocks if NHWC else pid % tiles) * BP, BP, NHWC)
+    at, mask = place(c, px, n, pixels, channels, NHWC)
     scale, noise, amount, b, styles = operands(
         d, noise, strength, bias, next_styles, n, c, channels, noise_step, SPEC, ACC
     )
@@ -107,7 +107,7 @@ def _backward(
 ):
     """Program (j, i, n) takes the channels of block j and every tile i + k·programs of image n's pixels."""
     i, n, many = tl.program_id(1), tl.program_id(2).to(tl.int64), tl.num_programs(1)
-    c = _numbers(tl.program_id(0) * BC, BC, not NHWC)
+    c = numbers(tl.program_id(0) * BC, BC, not NHWC)
     scale, noise, amount, b, styles = operands(
         d, noise, strength, bias, next_styles, n, c, channels, noise_step, SPEC, ACC
     )
@@ -120,8 +120,8 @@ def _backward(
         tl.zeros(sum_shape(SPEC[15], rows, cols), ACC),
     )
     for step in range(i, tl.cdiv(pixels, BP), many):
-        px = _numbers(step * BP, BP, NHWC)
-        at, mask = _place(c, px, n, pixels, channels, NHWC)
+        px = numbers(step * BP, BP, NHWC)
+        at, mask = place(c, px, n, pixels, channels, NHWC)
         g, rate, v, styled = gradient(dy, dys, saved, at, mask, styles, SPEC, ACC)
         sums = add_sums(sums, g, rate, v, styled, noise + px, px < pixels, amount, b, mask, SPEC, ACC)
         if SPEC[4]:
@@ -138,7 +138,7 @@ def _backward(
 # -- launches ---------------------------------------------------------------------------------------------------------
 
 
-def _plan(kernel: str, t: Tensor) -> tuple[str, dict, dict]:
+def plan(kernel: str, t: Tensor) -> tuple[str, dict, dict]:
     """(key, settings, constants)."""
     _, channels, h, w = t.shape
     nhwc = is_channels_last(t)
@@ -161,7 +161,7 @@ def forward(t: Tensor, o: Operands, plain: bool = True) -> tuple[Tensor, Tensor]
     y = torch.empty_like(t) if plain else t.new_empty(0)
     ys = torch.empty_like(t) if styled else t.new_empty(0)
     if _impl.launching() and t.numel():
-        key, settings, constants = _plan("layer_forward", t)
+        key, settings, constants = plan("layer_forward", t)
         pointers, noise_step, spec = arguments(o, t)
         pixels, channels = t.shape[2] * t.shape[3], t.shape[1]
         grid = (cdiv(pixels, constants["BP"]) * cdiv(channels, constants["BC"]), t.shape[0])
@@ -190,7 +190,7 @@ def backward(
         return dt, totals
     if saved.numel() == 0:
         return dt, totals.zero_()
-    key, settings, constants = _plan("layer_backward", saved)
+    key, settings, constants = plan("layer_backward", saved)
     pointers, noise_step, spec = arguments(o, saved)
     blocks, tiles = cdiv(channels, constants["BC"]), cdiv(height * width, constants["BP"])
     many = max(1, min(tiles, cdiv(programs(saved, settings["WAVES"]), blocks * n)))
