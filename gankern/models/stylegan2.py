@@ -5,14 +5,17 @@ moving average of w belong to `gankern.training`.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from gankern import ops
+from gankern.models import stylegan2_fused as fused
 from gankern.nn import EqualizedConv2d, EqualizedLinear, ModulatedConv2d, ToRGB
 from gankern.nn.layers import NOISE_MODES, add_filter, conv_pair
 
+Scaled = dict[nn.Module, tuple[Tensor, Tensor | None]]
 ARCHITECTURES = ("skip", "orig", "resnet")
 FILTER = (1, 3, 3, 1)
 FP16_RESOLUTIONS = (
@@ -78,8 +81,10 @@ class Mapping(nn.Module):
                 raise ValueError(f"c has shape {None if c is None else tuple(c.shape)}, expected [N, {self.c_dim}]")
             parts.append(ops.pixel_norm(self.embed(c.to(self.embed.weight.dtype))))
         w = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        for i in range(self.num_layers):
-            w = getattr(self, f"fc{i}")(w)
+        layers = [getattr(self, f"fc{i}") for i in range(self.num_layers)]
+        scaled = fused.scaled_layers(layers, w.dtype) if ops.runs_fused(w) else {}
+        for layer in layers:
+            w = layer(w, scaled.get(layer))
         if self.num_ws is None:
             return w
         ws = w[:, None].expand(-1, self.num_ws, -1)
@@ -120,20 +125,25 @@ class SynthesisBlock(nn.Module):
         if in_channels != 0 and architecture == "resnet":
             self.skip = EqualizedConv2d(in_channels, out_channels, 1, bias=False, up=2)
 
-    def forward(self, x: Tensor | None, img: Tensor | None, ws: Tensor, noise_mode: str) -> tuple[Tensor, Tensor]:
+    def convolutions(self) -> list[ModulatedConv2d]:
+        return [self.conv1] if self.in_channels == 0 else [self.conv0, self.conv1]
+
+    def forward(
+        self, x: Tensor | None, img: Tensor | None, ws: Tensor, noises: Iterator[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
         w = iter(ws.unbind(1))
         if self.in_channels == 0:
             x = self.const[None].expand(ws.shape[0], -1, -1, -1)
         x = _laid_out(x.to(self.dtype), self.resolution)
         if self.in_channels == 0:
-            x = self.conv1(x, next(w), noise_mode)
+            x = self.conv1(x, next(w), next(noises))
         elif self.architecture == "resnet":
             y = self.skip(x, gain=math.sqrt(0.5))
-            x = self.conv0(x, next(w), noise_mode)
-            x = self.conv1(x, next(w), noise_mode, gain=math.sqrt(0.5)) + y
+            x = self.conv0(x, next(w), next(noises))
+            x = self.conv1(x, next(w), next(noises), gain=math.sqrt(0.5)) + y
         else:
-            x = self.conv0(x, next(w), noise_mode)
-            x = self.conv1(x, next(w), noise_mode)
+            x = self.conv0(x, next(w), next(noises))
+            x = self.conv1(x, next(w), next(noises))
         if img is not None:
             img = ops.upsample2d(img, self.resample_taps)
         if self.has_rgb:
@@ -179,14 +189,26 @@ class Synthesis(nn.Module):
             raise ValueError(f"ws has shape {tuple(ws.shape)}, expected [N, {self.num_ws}, {self.w_dim}]")
         if noise_mode not in NOISE_MODES:
             raise ValueError(f"noise_mode={noise_mode!r}, expected one of {', '.join(NOISE_MODES)}")
+        noises = self.draw_noise(ws, noise_mode)
+        if fused.serves(self, ws):
+            return fused.synthesize(self, ws, noises)
         x = img = None
-        first = 0
+        first, noises = 0, iter(noises)
         for res in self.resolutions:
             block = getattr(self, f"b{res}")
             # to-RGB shares its w with the next block's first convolution
-            x, img = block(x, img, ws[:, first : first + block.num_conv + block.has_rgb], noise_mode)
+            x, img = block(x, img, ws[:, first : first + block.num_conv + block.has_rgb], noises)
             first += block.num_conv
         return img
+
+    def draw_noise(self, ws: Tensor, noise_mode: str) -> list[Tensor | None]:
+        """Each convolution's noise, for as many samples as ws has; all random maps are drawn at once."""
+        convs = [conv for res in self.resolutions for conv in getattr(self, f"b{res}").convolutions()]
+        if noise_mode != "random":
+            return [conv.noise_const if noise_mode == "const" else None for conv in convs]
+        sizes = [len(ws) * conv.resolution**2 for conv in convs]
+        maps = torch.randn(sum(sizes), device=ws.device).to(ws.dtype).split(sizes)
+        return [m.view(len(ws), 1, c.resolution, c.resolution) for m, c in zip(maps, convs, strict=True)]
 
 
 class Generator(nn.Module):
@@ -268,16 +290,24 @@ class DiscriminatorBlock(nn.Module):
         if architecture == "resnet":
             self.skip = EqualizedConv2d(mid_channels, out_channels, 1, bias=False, down=2)
 
-    def forward(self, x: Tensor | None, img: Tensor) -> tuple[Tensor, Tensor]:
+    def convolutions(self) -> list[tuple[EqualizedConv2d, float]]:
+        """The convolutions, and the gain with which each is called."""
+        resnet = self.architecture == "resnet"
+        convs = [(self.fromrgb, 1.0)] if self.has_rgb else []
+        convs += [(self.conv0, 1.0), (self.conv1, math.sqrt(0.5) if resnet else 1.0)]
+        return [*convs, (self.skip, math.sqrt(0.5))] if resnet else convs
+
+    def forward(self, x: Tensor | None, img: Tensor, scaled: Scaled) -> tuple[Tensor, Tensor]:
+        """`scaled`: weights and biases of the convolutions as far as they are made already."""
         x = None if x is None else _laid_out(x.to(self.dtype), self.resolution)
         if self.has_rgb:
-            y = self.fromrgb(img.to(self.dtype))
+            y = self.fromrgb(img.to(self.dtype), scaled=scaled.get(self.fromrgb))
             x = y if x is None else x + y
             img = ops.downsample2d(img, self.resample_taps) if self.architecture == "skip" else img
         if self.architecture == "resnet":
-            y = self.skip(x, gain=math.sqrt(0.5))
-            return conv_pair(self.conv0, self.conv1, x, math.sqrt(0.5), y), img
-        return conv_pair(self.conv0, self.conv1, x, 1.0, None), img
+            y = self.skip(x, math.sqrt(0.5), scaled.get(self.skip))
+            return conv_pair(self.conv0, self.conv1, x, math.sqrt(0.5), y, scaled), img
+        return conv_pair(self.conv0, self.conv1, x, 1.0, None, scaled), img
 
 
 class DiscriminatorEpilogue(nn.Module):
@@ -302,14 +332,19 @@ class DiscriminatorEpilogue(nn.Module):
         self.fc = EqualizedLinear(in_channels * 16, in_channels, act="lrelu")
         self.out = EqualizedLinear(in_channels, cmap_dim if cmap_dim > 0 else 1)
 
-    def forward(self, x: Tensor, img: Tensor, cmap: Tensor | None) -> Tensor:
+    def layers(self) -> list[EqualizedConv2d | EqualizedLinear]:
+        """All but the last: its bias has no part in R1, and must get no gradient there, not even zeros."""
+        return [*([self.fromrgb] if self.architecture == "skip" else []), self.conv, self.fc]
+
+    def forward(self, x: Tensor, img: Tensor, cmap: Tensor | None, scaled: Scaled) -> Tensor:
         dtype = self.fc.weight.dtype
         x = _laid_out(x.to(dtype), 4)
         if self.architecture == "skip":
-            x = x + self.fromrgb(img.to(dtype))
+            x = x + self.fromrgb(img.to(dtype), scaled=scaled.get(self.fromrgb))
         if self.mbstd_num_channels > 0:
             x = ops.minibatch_stddev(x, self.mbstd_group_size, self.mbstd_num_channels)
-        x = self.out(self.fc(self.conv(x).flatten(1)))
+        x = self.conv(x, scaled=scaled.get(self.conv)).flatten(1)
+        x = self.out(self.fc(x, scaled.get(self.fc)))
         return x if cmap is None else (x * cmap).sum(1, keepdim=True) / math.sqrt(self.cmap_dim)
 
 
@@ -377,8 +412,9 @@ class Discriminator(nn.Module):
         if img.ndim != 4 or tuple(img.shape[1:]) != shape:
             raise ValueError(f"img has shape {tuple(img.shape)}, expected [N, {', '.join(map(str, shape))}]")
         img = _laid_out(img, self.img_resolution)
+        scaled = fused.scaled_discriminator(self) if fused.serves(self, img) else {}
         x = None
         for res in self.resolutions[:-1]:
-            x, img = getattr(self, f"b{res}")(x, img)
+            x, img = getattr(self, f"b{res}")(x, img, scaled)
         cmap = self.mapping(None, c) if self.c_dim > 0 else None
-        return self.b4(x, img, cmap)
+        return self.b4(x, img, cmap, scaled)

@@ -8,7 +8,7 @@ from gankern.ops._gradients import no_weight_gradients
 from gankern.ops._impl import implementations, runs_fused, use_impl
 from gankern.ops.bias_act import bias_act, bias_act_reference, default_gain
 from gankern.ops.bias_act_pixel_norm import bias_act_pixel_norm, bias_act_pixel_norm_reference
-from gankern.ops.conv2d import conv2d, conv2d_resample, downsample_padding
+from gankern.ops.conv2d import conv2d, conv2d_resample, downsample_padding, upsample_padding
 from gankern.ops.demodulate import demodulate
 from gankern.ops.fir_act import bias_act_upfirdn2d, upfirdn2d_bias_act
 from gankern.ops.instance_norm import instance_norm, instance_norm_reference
@@ -49,5 +49,6 @@ __all__ = [
     "upfirdn2d_bias_act",
     "upfirdn2d_reference",
     "upsample2d",
+    "upsample_padding",
     "use_impl",
 ]

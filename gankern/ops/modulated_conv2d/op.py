@@ -38,6 +38,9 @@ def demodulation(weight: Tensor, styles: Tensor, eps: float = 1e-8) -> Tensor:
     return (s.square() @ w.square().sum([2, 3]).t() + eps).rsqrt()
 
 
+_demodulation = demodulation
+
+
 def modulated_conv2d_reference(
     x: Tensor,
     weight: Tensor,
@@ -330,6 +333,7 @@ def modulated_conv2d(
     clamp: float | None = None,
     *,
     noise_strength: Tensor | None = None,
+    demodulation: Tensor | None = None,
     styled: bool = False,
     next_styles: Tensor | None = None,
     both: bool = False,
@@ -343,6 +347,7 @@ def modulated_conv2d(
     activations are meant); `noise` broadcastable to [N, 1, H·up, W·up], times the scalar tensor `noise_strength` where
     given (its gradient comes with the others, that of a noise map costs a pass); `bias` [O] with `act`, `alpha`,
     `gain`, `clamp` as in `bias_act`. `up`: 1, or 2 through `resample_filter` (gain 4). `padding`: k//2 keeps the size.
+    `demodulation` [N, O], where it is known already (`demodulate`), is what every output channel is multiplied by.
     `flip_weight=True` correlates, False convolves. float16 with demodulation normalises weights and styles first, so
     that sums stay in range.
 
@@ -356,12 +361,17 @@ def modulated_conv2d(
     _check(x, weight, styles, noise, noise_strength, next_styles, up, padding, resample_filter)
     if both and next_styles is None:
         raise ValueError("both=True, expected next_styles beside it")
-    if demodulate and x.dtype == torch.float16:
+    given = demodulation is not None
+    if given and demodulation.shape != (x.shape[0], weight.shape[0]):
+        raise ValueError(
+            f"demodulation has shape {tuple(demodulation.shape)}, expected [{x.shape[0]}, {weight.shape[0]}]"
+        )
+    if demodulate and not given and x.dtype == torch.float16:
         weight, styles = _normalised(weight, styles, styled)
     if bias is not None:
         check_bias(bias, x, weight.shape[0])
     act_args = activation_args(act, alpha, gain, clamp)
-    d = demodulation(weight, styles, eps) if demodulate else None
+    d = demodulation if given else _demodulation(weight, styles, eps) if demodulate else None
     strength = None if noise_strength is None else noise_strength.reshape([])
     tensors = (x, weight, None if styled else styles, d, noise, strength, bias, resample_filter, next_styles)
     outputs = "plain" if next_styles is None else "both" if both else "styled"

@@ -1,0 +1,152 @@
+"""StyleGAN2's networks as they run on fused kernels: one pass between two convolutions, each way.
+
+The same functions of the same parameters as the modules in stylegan2.py, in another order of work: all weights are
+scaled, cast and laid out in one launch, the style affines of layers of one width are one matrix product, and each
+layer's pass already multiplies by the styles of the layer that reads its output.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gankern import ops
+from gankern.nn import EqualizedConv2d, EqualizedLinear, ModulatedConv2d, ToRGB
+from gankern.ops import Weight
+
+
+def serves(network: nn.Module, x: Tensor) -> bool:
+    """Whether a synthesis network or a discriminator runs fused on x's device: kernels are there, and all blocks have
+    one dtype that isn't float16, in which a layer normalises its weights and styles by their maxima."""
+    dtypes = {m.dtype for m in network.children() if hasattr(m, "torgb") or hasattr(m, "conv0")}
+    return len(dtypes) == 1 and torch.float16 not in dtypes and ops.runs_fused(x)
+
+
+def scaled_layers(
+    layers: Sequence[EqualizedLinear | EqualizedConv2d],
+    dtype: torch.dtype,
+    gains: Sequence[tuple[float, float]] | None = None,
+) -> dict[nn.Module, tuple[Tensor, Tensor | None]]:
+    """Every layer's weight and bias by their gains in `dtype`, made at once."""
+    parameters, how = [], []
+    for layer, pair in zip(layers, gains or [layer.gains for layer in layers], strict=True):
+        for p, gain in zip((layer.weight, layer.bias), pair, strict=True):
+            if p is not None:
+                parameters.append(p)
+                how.append(Weight(tuple(p.shape), gain))
+    scaled = iter(ops.prepare_weights(parameters, how, dtype)[0])
+    return {layer: (next(scaled), None if layer.bias is None else next(scaled)) for layer in layers}
+
+
+# -- synthesis --------------------------------------------------------------------------------------------------------
+
+
+def _styles(ws: Tensor, readers: Sequence[tuple[EqualizedLinear, int]]) -> list[Tensor]:
+    """Each affine's styles [N, I], of the w [N, w_dim] whose number stands beside it: one product for each width."""
+    rows = ws.unbind(1)
+    widths: dict[int, list[int]] = {}
+    for k, (affine, _) in enumerate(readers):
+        widths.setdefault(affine.weight.shape[0], []).append(k)
+    found: list[Tensor] = [ws] * len(readers)
+    for group in widths.values():
+        affines = [readers[k][0] for k in group]
+        w = torch.stack([rows[readers[k][1]] for k in group]) * affines[0].weight_gain
+        weight, bias = torch.stack([a.weight for a in affines]), torch.stack([a.bias for a in affines])
+        styles = torch.bmm(w, weight.transpose(1, 2)) + bias[:, None]
+        for k, s in zip(group, styles.unbind(0), strict=True):
+            found[k] = s
+    return found
+
+
+def _prepared(convs: Sequence[ModulatedConv2d], rgbs: Sequence[ToRGB], dtype: torch.dtype):
+    """The convolutions' weights, their energies and biases, and the to-RGB weights and biases (float32)."""
+    layers = [*convs, *rgbs]
+    how = [Weight(tuple(c.weight.shape), transposed=c.up == 2, energy=True) for c in convs]
+    how += [Weight(tuple(r.weight.shape), r.weight_gain) for r in rgbs]
+    how += [Weight(tuple(c.bias.shape)) for c in convs]
+    parameters = [layer.weight for layer in layers] + [c.bias for c in convs]
+    scaled, energies = ops.prepare_weights(parameters, how, dtype)
+    n, m = len(convs), len(layers)
+    return scaled[:n], energies[:n], scaled[m:], scaled[n:m], [r.bias for r in rgbs]
+
+
+def _to_rgb(x: Tensor, weight: Tensor, styles: Tensor) -> Tensor:
+    """x [N, C, H, W] times each sample's own matrix weight · styles: [N, 3, H, W] in the contiguous format."""
+    matrix = weight[:, :, 0, 0] * styles[:, None]
+    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+    return torch.bmm(matrix, pixels.transpose(1, 2)).unflatten(2, x.shape[2:])
+
+
+def synthesize(synthesis: nn.Module, ws: Tensor, noises: Sequence[Tensor | None]) -> Tensor:
+    """`Synthesis.forward` of the architectures skip and orig."""
+    blocks = [getattr(synthesis, f"b{res}") for res in synthesis.resolutions]
+    convs = [conv for block in blocks for conv in block.convolutions()]
+    dtype = blocks[0].dtype
+    rgbs = [block.torgb for block in blocks if block.has_rgb]
+    first = {id(block): sum(b.num_conv for b in blocks[:k]) for k, block in enumerate(blocks)}
+    readers = [(conv.affine, k) for k, conv in enumerate(convs)]
+    readers += [(block.torgb.affine, first[id(block)] + block.num_conv) for block in blocks if block.has_rgb]
+    styles = _styles(ws, readers)
+    of_rgb = iter(_cast(styles[len(convs) :], dtype))
+    weights, energies, biases, rgb_weights, rgb_biases = _prepared(convs, rgbs, dtype)
+    rgb = iter(zip(rgb_weights, rgb_biases, strict=True))
+
+    x = _modulated_constant(blocks[0].const, styles[0], dtype)
+    img = None
+    k = 0
+    for block in blocks:
+        for conv in block.convolutions():
+            last = k + 1 == len(convs)
+            read_plain = block.has_rgb and conv is block.conv1
+            x = ops.modulated_conv2d(
+                x,
+                weights[k],
+                styles[k],
+                noise=noises[k],
+                noise_strength=None if noises[k] is None else conv.noise_strength,
+                up=conv.up,
+                padding=conv.weight.shape[-1] // 2,
+                resample_filter=conv.resample_taps,
+                flip_weight=conv.up == 1,
+                bias=biases[k],
+                act=conv.act,
+                gain=ops.default_gain(conv.act),
+                demodulation=ops.demodulate(energies[k], styles[k]),
+                styled=True,
+                next_styles=None if last else styles[k + 1],
+                both=read_plain and not last,
+            )
+            k += 1
+        y, x = (x, x) if last or not block.has_rgb else x
+        if block.has_rgb:
+            weight, bias = next(rgb)
+            part = _to_rgb(y, weight, next(of_rgb))
+            img = part + bias[:, None, None] if img is None else part + _upsampled(img, bias, block.resample_taps)
+    return img
+
+
+def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """All at once."""
+    pieces = torch.cat([t.flatten() for t in tensors]).to(dtype).split([t.numel() for t in tensors])
+    return [p.view_as(t) for p, t in zip(pieces, tensors, strict=True)]
+
+
+def _modulated_constant(const: Tensor, styles: Tensor, dtype: torch.dtype) -> Tensor:
+    return (const[None] * styles[:, :, None, None]).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _upsampled(img: Tensor, bias: Tensor, f: Tensor) -> Tensor:
+    return ops.upfirdn2d_bias_act(img, f, bias, up=2, padding=ops.upsample_padding(f), filter_gain=4)
+
+
+# -- discriminator ----------------------------------------------------------------------------------------------------
+
+
+def scaled_discriminator(D: nn.Module) -> dict[nn.Module, tuple[Tensor, Tensor | None]]:
+    """Weights and biases of all layers but the mapping network's; the last ones in the parameters' own dtype."""
+    blocks = [getattr(D, f"b{res}") for res in D.resolutions[:-1]]
+    convs = [pair for block in blocks for pair in block.convolutions()]
+    scaled = scaled_layers([c for c, _ in convs], blocks[0].dtype, [c.gains(gain) for c, gain in convs])
+    last = D.b4.layers()
+    gains = [layer.gains() if isinstance(layer, EqualizedConv2d) else layer.gains for layer in last]
+    return scaled | scaled_layers(last, D.b4.fc.weight.dtype, gains)
