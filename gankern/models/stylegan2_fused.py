@@ -72,7 +72,7 @@ def _prepared(convs: Sequence[ModulatedConv2d], rgbs: Sequence[ToRGB], dtype: to
 
 def _to_rgb(x: Tensor, weight: Tensor, styles: Tensor) -> Tensor:
     """x [N, C, H, W] times each sample's own matrix weight · styles: [N, 3, H, W] in the contiguous format."""
-    matrix = weight[:, :, 0, 0] * styles[:, None]
+    matrix = weight.flatten(1) * styles[:, None]
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
     return torch.bmm(matrix, pixels.transpose(1, 2)).unflatten(2, x.shape[2:])
 

@@ -92,7 +92,7 @@ def discriminator_block(impl):
 
     def fn():
         with ops.use_impl(impl):
-            return block(x, img)[0]
+            return block(x, img, {})[0]
 
     return forward_and_backward(fn, [x, *(p for p in block.parameters())])
 

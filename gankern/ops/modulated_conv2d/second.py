@@ -21,6 +21,7 @@ from gankern.ops._triton import CONFIGS, launch, programs
 from gankern.ops.conv2d import conv2d_backward, library_conv2d
 from gankern.ops.modulated_conv2d.kernels import numbers, place, plan
 from gankern.ops.modulated_conv2d.layer import Layer, Operands, Tensors, sums_dtype
+from gankern.ops.modulated_conv2d.sums import gradients_of, total_up
 from gankern.ops.modulated_conv2d.tile import arguments, gradient, operands, sum_shape
 from gankern.ops.upfirdn2d import upfirdn2d, upfirdn2d_adjoint
 
@@ -56,6 +57,8 @@ def _second(
     next_styles,
     e,
     f,
+    dd,
+    dnext,
     ddy,
     ddys,
     dsaved,
@@ -70,8 +73,8 @@ def _second(
     BC: tl.constexpr,
     BP: tl.constexpr,
 ):
-    """`after`: A. Programs and partial sums as of the layer's backward pass; the sums are Σ g·A, Σ g, Σ g·noise and
-    Σ dys·δdv."""
+    """`after`: A; dd and dnext as the first pass gave them. Programs and partial sums as of that pass; the sums are
+    those that δb, δstrength, δd and δs⁺ are made of."""
     i, n, many = tl.program_id(1), tl.program_id(2).to(tl.int64), tl.num_programs(1)
     c = numbers(tl.program_id(0) * BC, BC, not NHWC)
     scale, noise, amount, b, styles = operands(
@@ -83,9 +86,9 @@ def _second(
         both = of_d + tl.where(styles == zero, zero, of_styles / styles)
     rows: tl.constexpr = BP if NHWC else BC
     cols: tl.constexpr = BC if NHWC else BP
-    sum_ga = tl.zeros(sum_shape(SPEC[12], rows, cols), ACC)
-    sum_g = tl.zeros(sum_shape(SPEC[13], rows, cols), ACC)
-    sum_gn = tl.zeros(sum_shape(SPEC[14], rows, cols), ACC)
+    sum_g = tl.zeros(sum_shape(SPEC[12], rows, cols), ACC)
+    sum_gn = tl.zeros(sum_shape(SPEC[13], rows, cols), ACC)
+    sum_ga = tl.zeros(sum_shape(SPEC[14], rows, cols), ACC)
     sum_s = tl.zeros(sum_shape(SPEC[15], rows, cols), ACC)
     for step in range(i, tl.cdiv(pixels, BP), many):
         px = numbers(step * BP, BP, NHWC)
@@ -111,47 +114,54 @@ def _second(
             tl.store(dsaved + at, of_d * g / rate, mask=mask)
         tl.store(dt + at, g * scale, mask=mask)
         if SPEC[12]:
-            sum_ga += g * a
-        if SPEC[13]:
             sum_g += g
-        if SPEC[14]:
+        if SPEC[13]:
             sum_gn += g * eta
+        if SPEC[14]:
+            sum_ga += g * a
         if SPEC[15]:
             sum_s += tl.where(mask, styled * of_v, zero)
-    sums = (sum_ga, sum_g, sum_gn, sum_s)
+    sums = (sum_g, sum_gn, sum_ga, sum_s)
     row = (n * many + i) * channels + c
     part = tl.num_programs(2).to(tl.int64) * many * channels
     for k in tl.static_range(4):
         if SPEC[12 + k]:
             total = tl.sum(sums[k], 0 if NHWC else 1, keep_dims=True)
+            if k < 2:
+                total *= -of_d
+            if k == 2 and SPEC[16]:
+                total -= tl.where(i == 0, of_d, zero) * tl.load(dd + n * channels + c, mask=c < channels, other=0.0)
+            if k == 3 and SPEC[11]:
+                known = tl.load(dnext + n * channels + c, mask=c < channels, other=0.0)
+                total -= tl.where(i == 0, both, zero) * known
             tl.store(partial + k * part + row, total, mask=c < channels)
 
 
-def _pass(dy, dys, saved: Tensor, styled: bool, after: Tensor, o: Operands, e, f, sums):
-    """(δdy, δdys, δsaved, d·g, [4, N, C] of the sums). `styled`: saved is y·s⁺. None for a gradient that wasn't
-    there."""
+def _pass(dy, dys, saved: Tensor, styled: bool, after: Tensor, o: Operands, e, f, dd, dnext, sums):
+    """(δdy, δdys, δsaved, d·g, [δb, δstrength, δd, δs⁺]). `styled`: saved is y·s⁺. None for a gradient that wasn't
+    there or isn't among the `sums` wanted."""
     saved = dense(saved)
     dy, dys, after = (None if t is None else dense_like(t, saved) for t in (dy, dys, after))
     ddy, ddys = (None if t is None else torch.empty_like(saved) for t in (dy, dys))
-    dsaved, dt = torch.empty_like(saved), torch.empty_like(saved)
-    n, channels, height, width = saved.shape
-    totals = torch.empty([4, n, channels], dtype=sums_dtype(saved), device=saved.device)
+    dsaved, dt, gradients = torch.empty_like(saved), torch.empty_like(saved), gradients_of(saved, o, sums)
     if not _impl.launching():
-        return ddy, ddys, dsaved, dt, totals
+        return ddy, ddys, dsaved, dt, gradients
     if saved.numel() == 0:
-        return ddy, ddys, dsaved, dt, totals.zero_()
+        return ddy, ddys, dsaved, dt, [t if t is None else t.zero_() for t in gradients]
     key, settings, constants = plan("layer_second", saved)
     pointers, noise_step, spec = arguments(o, saved)
+    n, channels, height, width = saved.shape
     blocks, tiles = cdiv(channels, constants["BC"]), cdiv(height * width, constants["BP"])
     many = max(1, min(tiles, cdiv(programs(saved, settings["WAVES"]), blocks * n)))
-    partial = torch.empty([4, n, many, channels], dtype=totals.dtype, device=saved.device)
+    partial = torch.empty([4, n, many, channels], dtype=sums_dtype(saved), device=saved.device)
     constants["SPEC"] = (*spec, dy is not None, dys is not None, styled, *sums, e is not None, f is not None)
     args = (saved if dy is None else dy, saved if dys is None else dys, saved, after, *pointers)
-    args += tuple(saved if t is None else t.contiguous() for t in (e, f))
+    args += tuple(saved if t is None else t.contiguous() for t in (e, f, dd, dnext))
     args += tuple(saved if t is None else t for t in (ddy, ddys))
     args += (dsaved, dt, partial, height * width, channels, noise_step)
     launch(_second, "layer_second", key, (blocks, many, n), args, constants, settings)
-    return ddy, ddys, dsaved, dt, partial[:, :, 0] if many == 1 else partial.sum(2)
+    total_up(partial, gradients)
+    return ddy, ddys, dsaved, dt, gradients
 
 
 def serves(t: Tensors, layer: Layer, needs: list[bool]) -> bool:
@@ -178,29 +188,13 @@ def gradients(cotangents, dy, dys, t: Tensors, saved: Tensor, dd, dnext, layer: 
     if stretch:
         fir = layer.fir_args(t.weight, t.f)
         after = upfirdn2d(after, t.f, **fir, impl=layer.sub_impl)
-    sums = (need_d, need_b, need_strength, need_next)
-    ddy, ddys, dsaved, dt, totals = _pass(dy, dys, saved, not layer.plain, after, o, e, f, sums)
+    sums = (need_b, need_strength, need_d, need_next)
+    found = _pass(dy, dys, saved, not layer.plain, after, o, e, f, dd, dnext, sums)
+    ddy, ddys, dsaved, dt, (db, dstrength, d_d, dstyles) = found
     dw = None
     if need_w:
         if stretch:
             dt = upfirdn2d_adjoint(dt, t.f, layer.before_fir(t.x, t.weight), **fir, impl=layer.sub_impl)
         _, dkernel = conv2d_backward(dt, a, kernel, t.x.shape, *args, needs=(False, True))
         dw = layer.kernel_adjoint(dkernel, t.weight)
-    of_d = None if e is None else e / t.d
-    d_d = None
-    if need_d:
-        d_d = totals[0] if e is None else torch.addcmul(totals[0], of_d, dd, value=-1)
-    db = -(of_d * totals[1]).sum(0).to(t.bias.dtype) if need_b else None
-    dstrength = -(of_d * totals[2]).sum().to(t.strength.dtype) if need_strength else None
-    dstyles = _of_styles(totals[3], of_d, f, dnext, t.next_styles, layer) if need_next else None
     return ddy, ddys, dw, d_d, dstrength, db, dstyles, dsaved
-
-
-def _of_styles(total: Tensor, of_d: Tensor | None, f: Tensor | None, dnext: Tensor, s: Tensor, layer: Layer) -> Tensor:
-    """δs⁺ of Σ dys·δdv."""
-    if not layer.plain:
-        if of_d is not None:
-            total = torch.addcmul(total, of_d, dnext, value=-1)
-        if f is not None:
-            total = total - torch.where(s == 0, 0.0, f / s) * dnext
-    return total.to(s.dtype)
