@@ -87,11 +87,22 @@ class Phases(Recorder):
         with torch.no_grad():
             ws, c = self._latents(len(real))
             fake = self.G.synthesis(ws)
-        real_logits = self.D(real, labels)
-        value = loss.discriminator_loss(real_logits, self.D(fake, c))
+        real_logits, fake_logits = self._judge(real, labels, fake, c)
+        value = loss.discriminator_loss(real_logits, fake_logits)
         self.record("loss/D", value)
         self.record("logits/real", real_logits.mean())
         return value
+
+    def _judge(self, real: Tensor, labels: Tensor, fake: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [N, 1] of reals and fakes, which go through the discriminator as one batch. Minibatch stddev compares
+        the samples i, i + M/G, i + 2M/G, ...: in the order here, of reals alone or of fakes alone."""
+        n, group = len(real), min(self.config.mbstd_group, len(real))
+        joined = [
+            torch.cat([t.unflatten(0, (group, n // group)) for t in pair], 1).flatten(0, 1)
+            for pair in ((real, fake), (labels, c))
+        ]
+        logits = self.D(*joined).unflatten(0, (group, 2 * n // group))
+        return tuple(part.flatten(0, 1) for part in logits.chunk(2, 1))
 
     def d_r1(self, real: Tensor, labels: Tensor) -> Tensor:
         """R1 regularisation on reals [N, C, R, R]."""
@@ -103,10 +114,12 @@ class Phases(Recorder):
     def _latents(self, n: int) -> tuple[Tensor, Tensor]:
         """ws [n, num_ws, w_dim] with style mixing, and the conditions [n, c_dim]."""
         c = self.sample_labels(n).to(self.device)
-        ws = self.G.mapping(torch.randn(n, self.config.z_dim, device=self.device), c)
+        mixing = self.config.style_mixing > 0
+        z = torch.randn(2 * n if mixing else n, self.config.z_dim, device=self.device)
+        ws, *others = self.G.mapping(z, c.repeat(2, 1) if mixing else c).split(n)
         self.observed_w.append(ws[:, 0].detach().mean(0))
-        if self.config.style_mixing > 0:
-            other = self.G.mapping(torch.randn(n, self.config.z_dim, device=self.device), c)
+        if mixing:
+            (other,) = others
             cutoff = torch.randint(1, self.G.num_ws, [], device=self.device)
             mix = torch.rand([], device=self.device) < self.config.style_mixing
             layer = torch.arange(self.G.num_ws, device=self.device)

@@ -121,6 +121,23 @@ def test_demodulate_each_gradient_alone(wrt):
     assert_close(got, want)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 5), (3, 65, 33)], ids=lambda s: "N{}-O{}-I{}".format(*s))
+def test_demodulate_for_path_length(shape):
+    """The styles' gradient alone, differentiated with respect to everything."""
+    n, o, i = shape
+    inputs = {"energy": rand(o, i, seed=1).abs().requires_grad_(), "styles": rand(n, i, seed=2, grad=True)}
+    dd = rand(n, o, seed=3, grad=True)
+
+    def derivatives(fn):
+        with ops.no_weight_gradients():
+            (ds,) = torch.autograd.grad(fn(**inputs), inputs["styles"], dd, create_graph=True)
+        return ds, *torch.autograd.grad(ds.sin().sum(), [*inputs.values(), dd])
+
+    truth = lambda energy, styles: 1 / torch.sqrt(torch.einsum("ni,oi->no", styles**2, energy) + 1e-8)  # noqa: E731
+    for got, want in zip(derivatives(demodulate), derivatives(truth), strict=True):
+        assert_close(got, want)
+
+
 def test_demodulate_is_the_layers():
     w, s = rand(4, 3, 3, 3), rand(2, 3)
     (_, (energy,)) = prepare_weights([w], [Weight(w.shape, energy=True)], torch.float64)

@@ -1,7 +1,11 @@
 """StyleGAN2's demodulation coefficient, from a weight's energy and the styles.
 
     d = (Σ_i s²·E + eps)^-1/2        E [O, I] = Σ_k w²
-    with h = −dd·d³:    ds = s·(h·E),    dE = ½·hᵀ·s²
+    with h = dd·d³:     ds = −s·(h·E),   dE = −½·hᵀ·s²
+
+and of ds, the gradient that path-length regularisation reads, for its cotangent a, with r = (a·s)·Eᵀ:
+
+    δdd = −d³·r         δd = −3·dd·d²·r  δs = −a·(h·E)     δE = −hᵀ·(a·s)
 
 Karras et al. 2020 (arXiv:1912.04958), section 2.2.
 """
@@ -10,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gankern.ops import _impl
+from gankern.ops._gradients import weight_gradients_wanted
 
 
 def demodulate_reference(energy: Tensor, styles: Tensor, eps: float = 1e-8) -> Tensor:
@@ -45,8 +50,18 @@ def _backward_impl(
     return energy.new_empty(0) if de is None else de, styles.new_empty(0) if ds is None else ds
 
 
+def _second_impl(
+    a: Tensor, dd: Tensor, energy: Tensor, styles: Tensor, d: Tensor, need_energy: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(δdd, δE, δs, δd) of ds; δE empty where it isn't needed."""
+    from gankern.ops.demodulate import kernels
+
+    return kernels.second(a, dd, energy, styles, d, need_energy)
+
+
 _demodulate = _impl.register("demodulate", _forward_impl)
 _demodulate_backward = _impl.register("demodulate_backward", _backward_impl)
+_demodulate_second = _impl.register("demodulate_second", _second_impl)
 
 
 def _save(ctx, inputs, output):
@@ -56,19 +71,37 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, dd):
     needs = list(ctx.needs_input_grad[:2])
-    if torch.is_grad_enabled():
+    needs[0] = needs[0] and weight_gradients_wanted()
+    if torch.is_grad_enabled() and (needs[0] or ctx.impl == "reference"):
         gradients = _formula(dd, *ctx.saved_tensors, needs)
     else:
         gradients = _demodulate_backward(dd, *ctx.saved_tensors, needs, ctx.impl)
     return *(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None
 
 
+def _save_backward(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:4])
+
+
+def _backward_backward(ctx, _, a):
+    """Of ds; where dE is wanted as well it is formulas that are differentiated."""
+    need_energy = ctx.needs_input_grad[1] and weight_gradients_wanted()
+    if not torch.is_grad_enabled():
+        ddd, de, ds, d_d = _demodulate_second(a, *ctx.saved_tensors, need_energy)
+        return ddd, de if need_energy else None, ds, d_d, None, None
+    dd, energy, styles, d = ctx.saved_tensors
+    h, r = dd * d.pow(3), (a * styles) @ energy.t()
+    return -(d.pow(3) * r), -(h.t() @ (a * styles)), -(a * (h @ energy)), -3 * dd * d.square() * r, None, None
+
+
 _demodulate.register_autograd(_backward, setup_context=_save)
+_demodulate_backward.register_autograd(_backward_backward, setup_context=_save_backward)
 _impl.declare("demodulate", "triton", "reference")
 
 
 def demodulate(energy: Tensor, styles: Tensor, eps: float = 1e-8, *, impl: str | None = None) -> Tensor:
-    """d [N, O] of energy [O, I] (Σ_k w²) and styles [N, I], float32 or float64. Twice differentiable.
+    """d [N, O] of energy [O, I] (Σ_k w²) and styles [N, I], float32 or float64. Twice differentiable; inside
+    `no_weight_gradients()` a backward pass leaves out dE.
 
     Raises ValueError for shapes or dtypes that don't fit.
     """
