@@ -5,7 +5,8 @@ scaled, cast and laid out in one launch, the style affines of layers of one widt
 layer's pass already multiplies by the styles of the layer that reads its output.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,25 +42,36 @@ def scaled_layers(
 # -- synthesis --------------------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=32)
+def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, device=device)
+
+
 def _styles(ws: Tensor, readers: Sequence[tuple[EqualizedLinear, int]]) -> list[Tensor]:
     """Each affine's styles [N, I], of the w [N, w_dim] whose number stands beside it: one product for each width."""
-    rows = ws.unbind(1)
     widths: dict[int, list[int]] = {}
     for k, (affine, _) in enumerate(readers):
         widths.setdefault(affine.weight.shape[0], []).append(k)
-    found: list[Tensor] = [ws] * len(readers)
-    for group in widths.values():
+    parameters, how = [], []
+    for width, group in widths.items():
         affines = [readers[k][0] for k in group]
-        w = torch.stack([rows[readers[k][1]] for k in group]) * affines[0].weight_gain
-        weight, bias = torch.stack([a.weight for a in affines]), torch.stack([a.bias for a in affines])
-        styles = torch.bmm(w, weight.transpose(1, 2)) + bias[:, None]
+        parameters += [[a.weight for a in affines], [a.bias for a in affines]]
+        of_weight, of_bias = affines[0].gains
+        how += [Weight((len(group) * width, ws.shape[2]), of_weight), Weight((len(group) * width,), of_bias)]
+    scaled, _ = ops.prepare_weights(parameters, how, ws.dtype)
+    order = _numbers(tuple(readers[k][1] for group in widths.values() for k in group), ws.device)
+    rows = ws.transpose(0, 1).index_select(0, order).split([len(group) for group in widths.values()])
+    found: list[Tensor] = [ws] * len(readers)
+    for n, (w, (width, group)) in enumerate(zip(rows, widths.items(), strict=True)):
+        weight = scaled[2 * n].view(len(group), width, -1)
+        styles = torch.bmm(w, weight.transpose(1, 2)) + scaled[2 * n + 1].view(len(group), 1, width)
         for k, s in zip(group, styles.unbind(0), strict=True):
             found[k] = s
     return found
 
 
 def _prepared(convs: Sequence[ModulatedConv2d], rgbs: Sequence[ToRGB], dtype: torch.dtype):
-    """The convolutions' weights, their energies and biases, and the to-RGB weights and biases (float32)."""
+    """The convolutions' weights, their energies and biases, and the to-RGB weights."""
     layers = [*convs, *rgbs]
     how = [Weight(tuple(c.weight.shape), transposed=c.up == 2, energy=True) for c in convs]
     how += [Weight(tuple(r.weight.shape), r.weight_gain) for r in rgbs]
@@ -67,12 +79,18 @@ def _prepared(convs: Sequence[ModulatedConv2d], rgbs: Sequence[ToRGB], dtype: to
     parameters = [layer.weight for layer in layers] + [c.bias for c in convs]
     scaled, energies = ops.prepare_weights(parameters, how, dtype)
     n, m = len(convs), len(layers)
-    return scaled[:n], energies[:n], scaled[m:], scaled[n:m], [r.bias for r in rgbs]
+    return scaled[:n], energies[:n], scaled[m:], scaled[n:m]
 
 
-def _to_rgb(x: Tensor, weight: Tensor, styles: Tensor) -> Tensor:
-    """x [N, C, H, W] times each sample's own matrix weight · styles: [N, 3, H, W] in the contiguous format."""
-    matrix = weight.flatten(1) * styles[:, None]
+def _rgb_matrices(weights: Sequence[Tensor], styles: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Every sample's own matrix [N, 3, C] of each to-RGB layer, made at once."""
+    weight = torch.cat([w.flatten(1) for w in weights], 1)
+    style = torch.cat(list(styles), 1).to(weight.dtype)
+    return iter((weight * style[:, None]).split([w.shape[1] for w in weights], 2))
+
+
+def _to_rgb(x: Tensor, matrix: Tensor) -> Tensor:
+    """x [N, C, H, W] -> [N, 3, H, W] in the contiguous format."""
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
     return torch.bmm(matrix, pixels.transpose(1, 2)).unflatten(2, x.shape[2:])
 
@@ -87,9 +105,8 @@ def synthesize(synthesis: nn.Module, ws: Tensor, noises: Sequence[Tensor | None]
     readers = [(conv.affine, k) for k, conv in enumerate(convs)]
     readers += [(block.torgb.affine, first[id(block)] + block.num_conv) for block in blocks if block.has_rgb]
     styles = _styles(ws, readers)
-    of_rgb = iter(_cast(styles[len(convs) :], dtype))
-    weights, energies, biases, rgb_weights, rgb_biases = _prepared(convs, rgbs, dtype)
-    rgb = iter(zip(rgb_weights, rgb_biases, strict=True))
+    weights, energies, biases, rgb_weights = _prepared(convs, rgbs, dtype)
+    matrices = _rgb_matrices(rgb_weights, styles[len(convs) :])
 
     x = _modulated_constant(blocks[0].const, styles[0], dtype)
     img = None
@@ -119,16 +136,9 @@ def synthesize(synthesis: nn.Module, ws: Tensor, noises: Sequence[Tensor | None]
             k += 1
         y, x = (x, x) if last or not block.has_rgb else x
         if block.has_rgb:
-            weight, bias = next(rgb)
-            part = _to_rgb(y, weight, next(of_rgb))
+            part, bias = _to_rgb(y, next(matrices)), block.torgb.bias
             img = part + bias[:, None, None] if img is None else part + _upsampled(img, bias, block.resample_taps)
     return img
-
-
-def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """All at once."""
-    pieces = torch.cat([t.flatten() for t in tensors]).to(dtype).split([t.numel() for t in tensors])
-    return [p.view_as(t) for p, t in zip(pieces, tensors, strict=True)]
 
 
 def _modulated_constant(const: Tensor, styles: Tensor, dtype: torch.dtype) -> Tensor:

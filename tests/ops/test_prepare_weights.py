@@ -84,6 +84,14 @@ def test_only_some_of_the_gradients():
     assert_close(other, 2 * inputs["w3"])
 
 
+def test_joined_weights():
+    a, b, c = rand(2, 5, seed=1, grad=True), rand(3, 5, seed=2, grad=True), rand(4, seed=3, grad=True)
+    how = (Weight((5, 5), 0.5), Weight((4,), 2.0))
+    joined = lambda a, b, c: flattened(prepare_weights([[a, b], c], how, torch.float64))  # noqa: E731
+    want = lambda a, b, c: torch.cat([a.flatten() * 0.5, b.flatten() * 0.5, c * 2])  # noqa: E731
+    assert_same_derivatives(joined, want, {"a": a, "b": b, "c": c})
+
+
 @pytest.mark.parametrize(
     ("tensors", "how", "message"),
     [

@@ -8,6 +8,7 @@ The filter is `upfirdn2d`'s strip; what `kernels` does to a tile stands here in 
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -149,7 +150,10 @@ def _backward(
             total = tl.sum(state[k], 0 if FORM[3] else 1, keep_dims=True)
             if k == 2 and SPEC[4]:
                 total /= scale
-            tl.store(partial + k * strips.to(tl.int64) * planes + at, total, mask=exists)
+            if k == 1:
+                tl.store(partial + strips.to(tl.int64) * planes + tl.program_id(0), tl.sum(total))
+            else:
+                tl.store(partial + k * strips.to(tl.int64) * planes + at, total, mask=exists)
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------
@@ -221,5 +225,5 @@ def backward(
     args = (saved if dy is None else dy, saved if dys is None else dys, saved, f.contiguous(), *pointers)
     args += (dt, partial, noise_step, *numbers)
     launch(_backward, "layer_fir_backward", key, grid, args, constants, settings)
-    total_up(partial, gradients, parts_first=True)
+    total_up(partial, gradients, math.prod(grid), parts_first=True)
     return dt, gradients

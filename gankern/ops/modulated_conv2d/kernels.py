@@ -137,7 +137,11 @@ def _backward(
             total = tl.sum(sums[k], 0 if NHWC else 1, keep_dims=True)
             if k == 2 and SPEC[16]:
                 total /= scale
-            tl.store(partial + k * part + row, total, mask=c < channels)
+            if k == 1:
+                at = (n * many + i) * tl.num_programs(0) + tl.program_id(0)
+                tl.store(partial + part + at, tl.sum(total))
+            else:
+                tl.store(partial + k * part + row, total, mask=c < channels)
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------
@@ -207,5 +211,5 @@ def backward(
     args = (saved if dy is None else dy, saved if dys is None else dys, saved, *pointers)
     args += (dt, partial, height * width, channels, noise_step)
     launch(_backward, "layer_backward", key, (blocks, many, n), args, constants, settings)
-    total_up(partial, gradients)
+    total_up(partial, gradients, n * many * blocks)
     return dt, gradients

@@ -128,13 +128,17 @@ def _second(
         if SPEC[12 + k]:
             total = tl.sum(sums[k], 0 if NHWC else 1, keep_dims=True)
             if k < 2:
-                total *= -of_d
+                total *= -of_d  # 0 where there is no such channel
             if k == 2 and SPEC[16]:
                 total -= tl.where(i == 0, of_d, zero) * tl.load(dd + n * channels + c, mask=c < channels, other=0.0)
             if k == 3 and SPEC[11]:
                 known = tl.load(dnext + n * channels + c, mask=c < channels, other=0.0)
                 total -= tl.where(i == 0, both, zero) * known
-            tl.store(partial + k * part + row, total, mask=c < channels)
+            if k == 1:
+                at = (n * many + i) * tl.num_programs(0) + tl.program_id(0)
+                tl.store(partial + part + at, tl.sum(total))
+            else:
+                tl.store(partial + k * part + row, total, mask=c < channels)
 
 
 def _pass(dy, dys, saved: Tensor, styled: bool, after: Tensor, o: Operands, e, f, dd, dnext, sums):
@@ -160,7 +164,7 @@ def _pass(dy, dys, saved: Tensor, styled: bool, after: Tensor, o: Operands, e, f
     args += tuple(saved if t is None else t for t in (ddy, ddys))
     args += (dsaved, dt, partial, height * width, channels, noise_step)
     launch(_second, "layer_second", key, (blocks, many, n), args, constants, settings)
-    total_up(partial, gradients)
+    total_up(partial, gradients, n * many * blocks)
     return ddy, ddys, dsaved, dt, gradients
 
 

@@ -1,7 +1,8 @@
-"""The gradients of a layer's small operands from its pass's partial sums, in one launch (and one for the strength).
+"""The gradients of a layer's small operands from its pass's partial sums, in one launch.
 
-A pass leaves four sums for every part of an image, [4, images, parts, channels] in any order of the middle two. They
-become db [C] and dstrength over all images and parts; dd and ds⁺ [N, C] over the parts.
+A pass leaves four sums for every part of an image, [4, images, parts, channels] in any order of the middle two; the
+second's, which goes over the channels as well, stand one after the other in its place, one of each program. They become
+db [C] and dstrength over all images and parts; dd and ds⁺ [N, C] over the parts.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ def _total(partial, first, last, images, n_step, m_step, c, inside, ROWS: tl.con
     return tl.sum(total, 0, keep_dims=True)
 
 
-@triton.jit(do_not_specialize=["images", "many", "part"])
+@triton.jit(do_not_specialize=["images", "many", "part", "strengths"])
 def _sums(
     partial,
     db,
@@ -43,6 +44,7 @@ def _sums(
     part,
     n_step,
     m_step,
+    strengths,
     WANTED: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -62,10 +64,12 @@ def _sums(
         if WANTED[0]:
             total = _total(partial, 0, many * images, images, n_step, m_step, c, inside, ROWS, ACC)
             tl.store(db + c, total, mask=inside)
-    else:
-        if WANTED[1]:
-            total = _total(partial + part, 0, many * images, images, n_step, m_step, c, inside, ROWS, ACC)
-            tl.store(dstrength + tl.program_id(0), tl.sum(total))
+    elif tl.program_id(0) == 0:  # there is such a row only where the strength's gradient is wanted
+        all_of_them = tl.zeros([ROWS * COLS], ACC)
+        for start in range(0, strengths, ROWS * COLS):
+            k = start + tl.arange(0, ROWS * COLS)
+            all_of_them += tl.load(partial + part + k, mask=k < strengths, other=0.0)
+        tl.store(dstrength, tl.sum(all_of_them))
 
 
 def gradients_of(v: Tensor, o: Operands, wanted: Sequence[bool]) -> list[Tensor | None]:
@@ -84,8 +88,9 @@ def gradients_of(v: Tensor, o: Operands, wanted: Sequence[bool]) -> list[Tensor 
     ]
 
 
-def total_up(partial: Tensor, gradients: list[Tensor | None], *, parts_first: bool = False) -> None:
-    """Fills `gradients`, those of them that are there, from partial [4, N, parts, C], or [4, parts, N, C]."""
+def total_up(partial: Tensor, gradients: list[Tensor | None], strengths: int, *, parts_first: bool = False) -> None:
+    """Fills `gradients`, those of them that are there, from partial [4, N, parts, C], or [4, parts, N, C]; `strengths`:
+    how many programs left a sum for the strength."""
     wanted = tuple(t is not None for t in gradients)
     if not any(wanted):
         return
@@ -94,12 +99,8 @@ def total_up(partial: Tensor, gradients: list[Tensor | None], *, parts_first: bo
     settings = config("layer_sums", str(partial.dtype).removeprefix("torch."), partial)
     cols = min(settings["COLS"], max(16, pow2(channels)))
     blocks = cdiv(channels, cols)
-    db, dstrength, dd, dnext = gradients
-    of_blocks = partial.new_empty(blocks) if wanted[1] and blocks > 1 else dstrength
-    args = tuple(partial if t is None else t for t in (db, of_blocks, dd, dnext))
-    numbers = (n, many, channels, n * many * channels, n_step, m_step)
+    args = tuple(partial if t is None else t for t in gradients)
+    numbers = (n, many, channels, n * many * channels, n_step, m_step, strengths)
     constants = {"WANTED": wanted, "ROWS": settings["ROWS"], "COLS": cols, "ACC": accumulator(partial.dtype)}
     grid = (blocks, n + 2 if wanted[1] else n + 1)
     launch(_sums, "layer_sums", str(partial.dtype), grid, (partial, *args, *numbers), constants, settings)
-    if of_blocks is not dstrength:
-        torch.sum(of_blocks.to(dstrength.dtype), 0, out=dstrength)

@@ -132,26 +132,33 @@ _impl.declare("prepare_weights", "triton", "reference")
 
 
 def prepare_weights(
-    weights: Sequence[Tensor], how: Sequence[Weight], dtype: torch.dtype, *, impl: str | None = None
+    weights: Sequence[Tensor | Sequence[Tensor]],
+    how: Sequence[Weight],
+    dtype: torch.dtype,
+    *,
+    impl: str | None = None,
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """(the weights scaled, cast to `dtype` and laid out; their energies [O, I] in their own dtype, None where not
     wanted). Twice differentiable.
 
-    `weights`: parameters of one float dtype on one device, with the shapes that `how` says. A result has its weight's
+    `weights`: parameters of one float dtype on one device, with the shapes that `how` says; several in one entry count
+    as one, joined along their first dimension. A result has its weight's
     shape; in memory the input channels are innermost, or for a transposed convolution the output channels. Raises
     ValueError where shapes or dtypes don't fit.
     """
     if not weights or len(weights) != len(how):
         raise ValueError(f"how has {len(how)} entries, expected one for each of {len(weights)} weights, and some")
-    first = weights[0]
-    for w, h in zip(weights, how, strict=True):
-        if tuple(w.shape) != h.shape or w.dtype != first.dtype or not w.is_floating_point():
-            raise ValueError(f"a weight is {w.dtype} of shape {tuple(w.shape)}, expected {first.dtype} of {h.shape}")
-    flat = torch.cat([w.reshape(-1) for w in weights])
+    joined = [[w] if isinstance(w, Tensor) else list(w) for w in weights]
+    first = joined[0][0]
+    for parts, h in zip(joined, how, strict=True):
+        shape = (sum(len(w) for w in parts), *parts[0].shape[1:])
+        if shape != h.shape or any(w.shape[1:] != shape[1:] or w.dtype != first.dtype for w in parts):
+            raise ValueError(f"a weight is {parts[0].dtype} of shape {shape}, expected {first.dtype} of {h.shape}")
+    flat = torch.cat([w.reshape(-1) for parts in joined for w in parts])
     shapes = [n for h in how for n in h.matrix]
     chosen = _impl.choose("prepare_weights", impl, first)
     ks, energies = _prepare(flat, shapes, [h.gain for h in how], [h.flags for h in how], dtype, chosen)
-    pieces = ks.split([w.numel() for w in weights])
+    pieces = ks.split([math.prod(h.shape) for h in how])
     found = iter(energies.split([h.shape[0] * h.shape[1] for h in how if h.energy]) if energies.numel() else ())
     return (
         [h.view(k) for h, k in zip(how, pieces, strict=True)],
