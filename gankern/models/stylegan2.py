@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from gankern import ops
 from gankern.models import stylegan2_fused as fused
-from gankern.nn import EqualizedConv2d, EqualizedLinear, ModulatedConv2d, ToRGB
+from gankern.nn import EqualizedConv2d, EqualizedLinear, Mapping, ModulatedConv2d, ToRGB
 from gankern.nn.layers import NOISE_MODES, add_filter, conv_pair
+from gankern.nn.scaled import Scaled
 
-Scaled = dict[nn.Module, tuple[Tensor, Tensor | None]]
 ARCHITECTURES = ("skip", "orig", "resnet")
 FILTER = (1, 3, 3, 1)
 FP16_RESOLUTIONS = (
@@ -48,50 +48,6 @@ def _check(architecture: str, compute_dtype: torch.dtype) -> None:
         raise ValueError(f"architecture={architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
     if compute_dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise ValueError(f"compute_dtype={compute_dtype}, expected float32, bfloat16 or float16")
-
-
-class Mapping(nn.Module):
-    """z [N, z_dim] and c [N, c_dim] -> ws [N, num_ws, w_dim] (w [N, w_dim] where num_ws is None).
-
-    z and the embedded c are each normalised to unit RMS, joined, and passed through `num_layers` leaky ReLU layers of
-    learning-rate multiplier 0.01.
-    """
-
-    def __init__(self, z_dim: int, c_dim: int, w_dim: int, num_ws: int | None, num_layers: int = 8):
-        super().__init__()
-        self.z_dim, self.c_dim, self.w_dim, self.num_ws, self.num_layers = z_dim, c_dim, w_dim, num_ws, num_layers
-        if c_dim > 0:
-            self.embed = EqualizedLinear(c_dim, w_dim)
-        features = [z_dim + (w_dim if c_dim > 0 else 0)] + [w_dim] * num_layers
-        for i in range(num_layers):
-            setattr(self, f"fc{i}", EqualizedLinear(features[i], features[i + 1], act="lrelu", lr_multiplier=0.01))
-        if num_ws is not None:
-            self.register_buffer("w_avg", torch.zeros(w_dim))
-
-    def forward(
-        self, z: Tensor | None, c: Tensor | None = None, truncation_psi: float = 1, truncation_cutoff: int | None = None
-    ) -> Tensor:
-        parts = []
-        if self.z_dim > 0:
-            if z is None or z.ndim != 2 or z.shape[1] != self.z_dim:
-                raise ValueError(f"z has shape {None if z is None else tuple(z.shape)}, expected [N, {self.z_dim}]")
-            parts.append(ops.pixel_norm(z.to(self.fc0.weight.dtype)))
-        if self.c_dim > 0:
-            if c is None or c.ndim != 2 or c.shape[1] != self.c_dim:
-                raise ValueError(f"c has shape {None if c is None else tuple(c.shape)}, expected [N, {self.c_dim}]")
-            parts.append(ops.pixel_norm(self.embed(c.to(self.embed.weight.dtype))))
-        w = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        layers = [getattr(self, f"fc{i}") for i in range(self.num_layers)]
-        scaled = fused.scaled_layers(layers, w.dtype) if ops.runs_fused(w) else {}
-        for layer in layers:
-            w = layer(w, scaled.get(layer))
-        if self.num_ws is None:
-            return w
-        ws = w[:, None].expand(-1, self.num_ws, -1)
-        if truncation_psi != 1:
-            cut = self.num_ws if truncation_cutoff is None else truncation_cutoff
-            ws = torch.cat([self.w_avg.lerp(ws[:, :cut], truncation_psi), ws[:, cut:]], 1)
-        return ws
 
 
 class SynthesisBlock(nn.Module):
@@ -136,14 +92,14 @@ class SynthesisBlock(nn.Module):
             x = self.const[None].expand(ws.shape[0], -1, -1, -1)
         x = _laid_out(x.to(self.dtype), self.resolution)
         if self.in_channels == 0:
-            x = self.conv1(x, next(w), next(noises))
+            x = self.conv1(x, next(w), "none", noise=next(noises))
         elif self.architecture == "resnet":
             y = self.skip(x, gain=math.sqrt(0.5))
-            x = self.conv0(x, next(w), next(noises))
-            x = self.conv1(x, next(w), next(noises), gain=math.sqrt(0.5)) + y
+            x = self.conv0(x, next(w), "none", noise=next(noises))
+            x = self.conv1(x, next(w), "none", math.sqrt(0.5), next(noises)) + y
         else:
-            x = self.conv0(x, next(w), next(noises))
-            x = self.conv1(x, next(w), next(noises))
+            x = self.conv0(x, next(w), "none", noise=next(noises))
+            x = self.conv1(x, next(w), "none", noise=next(noises))
         if img is not None:
             img = ops.upsample2d(img, self.resample_taps)
         if self.has_rgb:
@@ -190,20 +146,22 @@ class Synthesis(nn.Module):
         if noise_mode not in NOISE_MODES:
             raise ValueError(f"noise_mode={noise_mode!r}, expected one of {', '.join(NOISE_MODES)}")
         noises = self.draw_noise(ws, noise_mode)
-        if fused.serves(self, ws):
+        if fused.serves(self.blocks(), ws):
             return fused.synthesize(self, ws, noises)
         x = img = None
         first, noises = 0, iter(noises)
-        for res in self.resolutions:
-            block = getattr(self, f"b{res}")
+        for block in self.blocks():
             # to-RGB shares its w with the next block's first convolution
             x, img = block(x, img, ws[:, first : first + block.num_conv + block.has_rgb], noises)
             first += block.num_conv
         return img
 
+    def blocks(self) -> list[SynthesisBlock]:
+        return [getattr(self, f"b{res}") for res in self.resolutions]
+
     def draw_noise(self, ws: Tensor, noise_mode: str) -> list[Tensor | None]:
         """Each convolution's noise, for as many samples as ws has; all random maps are drawn at once."""
-        convs = [conv for res in self.resolutions for conv in getattr(self, f"b{res}").convolutions()]
+        convs = [conv for block in self.blocks() for conv in block.convolutions()]
         if noise_mode != "random":
             return [conv.noise_const if noise_mode == "const" else None for conv in convs]
         sizes = [len(ws) * conv.resolution**2 for conv in convs]
@@ -407,14 +365,18 @@ class Discriminator(nn.Module):
             "mbstd_num_channels": mbstd_num_channels,
         }
 
+    def blocks(self) -> list[DiscriminatorBlock]:
+        """All but the epilogue."""
+        return [getattr(self, f"b{res}") for res in self.resolutions[:-1]]
+
     def forward(self, img: Tensor, c: Tensor | None = None) -> Tensor:
         shape = (self.img_channels, self.img_resolution, self.img_resolution)
         if img.ndim != 4 or tuple(img.shape[1:]) != shape:
             raise ValueError(f"img has shape {tuple(img.shape)}, expected [N, {', '.join(map(str, shape))}]")
         img = _laid_out(img, self.img_resolution)
-        scaled = fused.scaled_discriminator(self) if fused.serves(self, img) else {}
+        scaled = fused.scaled_discriminator(self) if fused.serves(self.blocks(), img) else {}
         x = None
-        for res in self.resolutions[:-1]:
-            x, img = getattr(self, f"b{res}")(x, img, scaled)
+        for block in self.blocks():
+            x, img = block(x, img, scaled)
         cmap = self.mapping(None, c) if self.c_dim > 0 else None
         return self.b4(x, img, cmap, scaled)

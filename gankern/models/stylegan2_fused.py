@@ -12,31 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from gankern import ops
-from gankern.nn import EqualizedConv2d, EqualizedLinear, ModulatedConv2d, ToRGB
+from gankern.nn import EqualizedLinear, ModulatedConv2d, ToRGB
+from gankern.nn.scaled import Scaled, scaled_layers
 from gankern.ops import Weight
 
 
-def serves(network: nn.Module, x: Tensor) -> bool:
-    """Whether a synthesis network or a discriminator runs fused on x's device: kernels are there, and all blocks have
-    one dtype that isn't float16, in which a layer normalises its weights and styles by their maxima."""
-    dtypes = {m.dtype for m in network.children() if hasattr(m, "torgb") or hasattr(m, "conv0")}
-    return len(dtypes) == 1 and torch.float16 not in dtypes and ops.runs_fused(x)
-
-
-def scaled_layers(
-    layers: Sequence[EqualizedLinear | EqualizedConv2d],
-    dtype: torch.dtype,
-    gains: Sequence[tuple[float, float]] | None = None,
-) -> dict[nn.Module, tuple[Tensor, Tensor | None]]:
-    """Every layer's weight and bias by their gains in `dtype`, made at once."""
-    parameters, how = [], []
-    for layer, pair in zip(layers, gains or [layer.gains for layer in layers], strict=True):
-        for p, gain in zip((layer.weight, layer.bias), pair, strict=True):
-            if p is not None:
-                parameters.append(p)
-                how.append(Weight(tuple(p.shape), gain))
-    scaled = iter(ops.prepare_weights(parameters, how, dtype)[0])
-    return {layer: (next(scaled), None if layer.bias is None else next(scaled)) for layer in layers}
+def serves(blocks: Sequence[nn.Module], x: Tensor) -> bool:
+    """Whether a network of these blocks runs fused on x's device: kernels are there, and all blocks have one dtype that
+    isn't float16, in which a layer normalises its weights and styles by their maxima; a residual generator doesn't."""
+    dtypes = {block.dtype for block in blocks}
+    plain = not any(isinstance(block.conv1, ModulatedConv2d) and hasattr(block, "skip") for block in blocks)
+    return plain and len(dtypes) == 1 and torch.float16 not in dtypes and ops.runs_fused(x)
 
 
 # -- synthesis --------------------------------------------------------------------------------------------------------
@@ -56,7 +42,7 @@ def _styles(ws: Tensor, readers: Sequence[tuple[EqualizedLinear, int]]) -> list[
     for width, group in widths.items():
         affines = [readers[k][0] for k in group]
         parameters += [[a.weight for a in affines], [a.bias for a in affines]]
-        of_weight, of_bias = affines[0].gains
+        of_weight, of_bias = affines[0].gains()
         how += [Weight((len(group) * width, ws.shape[2]), of_weight), Weight((len(group) * width,), of_bias)]
     scaled, _ = ops.prepare_weights(parameters, how, ws.dtype)
     order = _numbers(tuple(readers[k][1] for group in widths.values() for k in group), ws.device)
@@ -97,7 +83,7 @@ def _to_rgb(x: Tensor, matrix: Tensor) -> Tensor:
 
 def synthesize(synthesis: nn.Module, ws: Tensor, noises: Sequence[Tensor | None]) -> Tensor:
     """`Synthesis.forward` of the architectures skip and orig."""
-    blocks = [getattr(synthesis, f"b{res}") for res in synthesis.resolutions]
+    blocks = synthesis.blocks()
     convs = [conv for block in blocks for conv in block.convolutions()]
     dtype = blocks[0].dtype
     rgbs = [block.torgb for block in blocks if block.has_rgb]
@@ -152,11 +138,8 @@ def _upsampled(img: Tensor, bias: Tensor, f: Tensor) -> Tensor:
 # -- discriminator ----------------------------------------------------------------------------------------------------
 
 
-def scaled_discriminator(D: nn.Module) -> dict[nn.Module, tuple[Tensor, Tensor | None]]:
-    """Weights and biases of all layers but the mapping network's; the last ones in the parameters' own dtype."""
-    blocks = [getattr(D, f"b{res}") for res in D.resolutions[:-1]]
-    convs = [pair for block in blocks for pair in block.convolutions()]
-    scaled = scaled_layers([c for c, _ in convs], blocks[0].dtype, [c.gains(gain) for c, gain in convs])
-    last = D.b4.layers()
-    gains = [layer.gains() if isinstance(layer, EqualizedConv2d) else layer.gains for layer in last]
-    return scaled | scaled_layers(last, D.b4.fc.weight.dtype, gains)
+def scaled_discriminator(D: nn.Module) -> Scaled:
+    """Weights and biases of the convolutions, and of the epilogue's in the parameters' own dtype."""
+    blocks = D.blocks()
+    scaled = scaled_layers([call for block in blocks for call in block.convolutions()], blocks[0].dtype)
+    return scaled | scaled_layers([(layer, 1.0) for layer in D.b4.layers()], D.b4.fc.weight.dtype)

@@ -57,7 +57,6 @@ class EqualizedLinear(nn.Module):
         self.act, self.lr_multiplier = act, lr_multiplier
         self.weight_gain = lr_multiplier / math.sqrt(in_features)
 
-    @property
     def gains(self) -> tuple[float, float]:
         """What weight and bias are multiplied by."""
         return self.weight_gain, self.lr_multiplier
@@ -197,8 +196,15 @@ class ModulatedConv2d(nn.Module):
         add_filter(self, resample_filter)
         self.up, self.act, self.clamp, self.resolution = up, act, clamp, resolution
 
-    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, gain: float = 1.0) -> Tensor:
-        """`noise`: broadcastable to [N, 1, H·up, W·up], multiplied by the learned strength; None for none."""
+    def forward(
+        self, x: Tensor, w: Tensor, noise_mode: str = "random", gain: float = 1.0, noise: Tensor | None = None
+    ) -> Tensor:
+        """`noise`, broadcastable to [N, 1, H·up, W·up], counts in place of what `noise_mode` says."""
+        if noise is None and noise_mode == "random":
+            shape = [x.shape[0], 1, self.resolution, self.resolution]
+            noise = torch.randn(shape, device=x.device).to(self.noise_strength.dtype)
+        elif noise is None and noise_mode == "const":
+            noise = self.noise_const
         return ops.modulated_conv2d(
             x,
             self.weight,

@@ -192,17 +192,17 @@ def backward(dd: Tensor, energy: Tensor, styles: Tensor, d: Tensor, needs: list[
 
 
 def second(a: Tensor, dd: Tensor, energy: Tensor, styles: Tensor, d: Tensor, need_energy: bool) -> tuple:
-    """(δdd, δE, δs, δd) for the cotangent a of ds; δE empty where it isn't needed."""
+    """(δdd, δE, δs, δd) for the cotangent a of ds; δE None where it isn't needed."""
     (n, inner), outer = styles.shape, energy.shape[0]
     ddd, d_d = torch.empty_like(d, memory_format=torch.contiguous_format), styles.new_empty(n, outer)
-    de, ds = styles.new_empty(outer, inner) if need_energy else styles.new_empty(0), styles.new_empty(n, inner)
+    de, ds = styles.new_empty(outer, inner) if need_energy else None, styles.new_empty(n, inner)
     if _impl.launching() and (need_energy or n):
         settings, constants = _constants("demodulate_second", styles)
         block, loop = constants["BLOCK"], constants["LOOP"]
         of_styles, of_gradient = cdiv(inner, block) * n, cdiv(outer, block) * n
         of_energy = cdiv(outer, block) * cdiv(inner, loop) if need_energy else 0
         tensors = tuple(t.contiguous() for t in (a, dd, energy, styles, d))
-        args = (*tensors, ddd, de, ds, d_d, n, inner, outer, of_styles, of_gradient)
+        args = (*tensors, ddd, d if de is None else de, ds, d_d, n, inner, outer, of_styles, of_gradient)
         grid = (of_styles + of_gradient + of_energy,)
         launch(_second, "demodulate_second", str(styles.dtype), grid, args, constants, settings)
     return ddd, de, ds, d_d

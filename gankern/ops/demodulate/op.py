@@ -50,13 +50,24 @@ def _backward_impl(
     return energy.new_empty(0) if de is None else de, styles.new_empty(0) if ds is None else ds
 
 
-def _second_impl(
-    a: Tensor, dd: Tensor, energy: Tensor, styles: Tensor, d: Tensor, need_energy: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(δdd, δE, δs, δd) of ds; δE empty where it isn't needed."""
-    from gankern.ops.demodulate import kernels
+def _second_formula(a: Tensor, dd: Tensor, energy: Tensor, styles: Tensor, d: Tensor, need_energy: bool):
+    """(δdd, δE, δs, δd), in differentiable operators."""
+    h, r = dd * d.pow(3), (a * styles) @ energy.t()
+    de = -(h.t() @ (a * styles)) if need_energy else None
+    return -(d.pow(3) * r), de, -(a * (h @ energy)), -3 * dd * d.square() * r
 
-    return kernels.second(a, dd, energy, styles, d, need_energy)
+
+def _second_impl(
+    a: Tensor, dd: Tensor, energy: Tensor, styles: Tensor, d: Tensor, need_energy: bool, impl: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """δE is empty where it isn't needed."""
+    if impl == "reference":
+        found = _second_formula(a, dd, energy, styles, d, need_energy)
+    else:
+        from gankern.ops.demodulate import kernels
+
+        found = kernels.second(a, dd, energy, styles, d, need_energy)
+    return tuple(energy.new_empty(0) if t is None else t for t in found)
 
 
 _demodulate = _impl.register("demodulate", _forward_impl)
@@ -72,7 +83,7 @@ def _save(ctx, inputs, output):
 def _backward(ctx, dd):
     needs = list(ctx.needs_input_grad[:2])
     needs[0] = needs[0] and weight_gradients_wanted()
-    if torch.is_grad_enabled() and (needs[0] or ctx.impl == "reference"):
+    if torch.is_grad_enabled() and needs[0]:
         gradients = _formula(dd, *ctx.saved_tensors, needs)
     else:
         gradients = _demodulate_backward(dd, *ctx.saved_tensors, needs, ctx.impl)
@@ -80,18 +91,18 @@ def _backward(ctx, dd):
 
 
 def _save_backward(ctx, inputs, output):
+    ctx.impl = inputs[-1]
     ctx.save_for_backward(*inputs[:4])
 
 
 def _backward_backward(ctx, _, a):
     """Of ds; where dE is wanted as well it is formulas that are differentiated."""
     need_energy = ctx.needs_input_grad[1] and weight_gradients_wanted()
-    if not torch.is_grad_enabled():
-        ddd, de, ds, d_d = _demodulate_second(a, *ctx.saved_tensors, need_energy)
-        return ddd, de if need_energy else None, ds, d_d, None, None
-    dd, energy, styles, d = ctx.saved_tensors
-    h, r = dd * d.pow(3), (a * styles) @ energy.t()
-    return -(d.pow(3) * r), -(h.t() @ (a * styles)), -(a * (h @ energy)), -3 * dd * d.square() * r, None, None
+    if torch.is_grad_enabled():
+        ddd, de, ds, d_d = _second_formula(a, *ctx.saved_tensors, need_energy)
+    else:
+        ddd, de, ds, d_d = _demodulate_second(a, *ctx.saved_tensors, need_energy, ctx.impl)
+    return ddd, de if need_energy else None, ds, d_d, None, None
 
 
 _demodulate.register_autograd(_backward, setup_context=_save)

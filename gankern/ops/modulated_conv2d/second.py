@@ -26,9 +26,9 @@ from gankern.ops.modulated_conv2d.tile import arguments, gradient, operands, sum
 from gankern.ops.upfirdn2d import upfirdn2d, upfirdn2d_adjoint
 
 CONFIGS["layer_second"] = (
-    {"TILE": 1024, "num_warps": 8, "WAVES": 4},
     {"TILE": 1024, "num_warps": 4, "WAVES": 8},
     {"TILE": 2048, "num_warps": 8, "WAVES": 4},
+    {"TILE": 2048, "num_warps": 4, "WAVES": 4},
 )
 
 

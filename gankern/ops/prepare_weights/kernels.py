@@ -1,6 +1,6 @@
 """Triton kernels that scale, cast and lay out all weights of a network, and give their gradients, in one launch each.
 
-A program takes 32 x 64 (output, input) channels of one weight. Which one it is stands in a table made once.
+A program takes a tile of (output, input) channels of one weight. Which one it is stands in a table made once.
 """
 
 import functools
@@ -16,8 +16,8 @@ from gankern.ops import _impl
 from gankern.ops._triton import CONFIGS, accumulator, config, launch
 
 CONFIGS["prepare_weights"] = (
-    {"ROWS": 32, "COLS": 64, "num_warps": 4},
     {"ROWS": 16, "COLS": 64, "num_warps": 4},
+    {"ROWS": 32, "COLS": 64, "num_warps": 8},
 )
 CONFIGS["prepare_weights_backward"] = CONFIGS["prepare_weights"]
 
