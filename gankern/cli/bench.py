@@ -1,16 +1,17 @@
-"""`gankern bench`: the operators' numbers and speed against plain PyTorch and torch.compile, and their tuning."""
+"""`gankern bench`: operators and training steps, counted and timed against plain PyTorch and others; tuning."""
 
 import argparse
 from pathlib import Path
 
-from gankern.bench import cases, report, run, select, tune
+from gankern.bench import account, cases, report, run, select, steps, tune
 from gankern.errors import InputError
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds `bench ops` and `bench tune`."""
-    parser = subparsers.add_parser("bench", help="benchmark the operators, or tune their kernels for this GPU")
+    """Adds `bench traffic`, `ops`, `tune` and `select`."""
+    parser = subparsers.add_parser("bench", help="count and time training steps and operators, or tune their kernels")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_traffic(actions)
     ops = actions.add_parser(
         "ops",
         help="check and time every operator at the shapes of real networks",
@@ -38,6 +39,44 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     choice.set_defaults(func=run_select)
     choice.add_argument("results", nargs="+", metavar="RESULTS", help="JSON files, or folders of ops_*.json")
     choice.add_argument("--out", metavar="FILE", help="table to rewrite (default: the package's settings.json)")
+
+
+def _add_traffic(actions: argparse._SubParsersAction) -> None:
+    parser = actions.add_parser(
+        "traffic",
+        help="count a training step's launches, bytes, FLOPs and memory, without a GPU",
+        description="An account on meta tensors, not a timing: each phase, Adam and the average, by operator, with "
+        "the time at the limit of an H100.",
+    )
+    parser.set_defaults(func=run_traffic)
+    _step(parser)
+    parser.add_argument("--impl", choices=account.IMPLS, help="count one alone (default: both)")
+    parser.add_argument("--json", metavar="FILE", help="write everything that was counted")
+
+
+def _step(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", choices=steps.MODEL_NAMES, default="stylegan2", help="default stylegan2")
+    parser.add_argument("--resolution", type=int, required=True, metavar="R")
+    parser.add_argument("--batch", type=int, required=True, metavar="N")
+    parser.add_argument("--channel-base", type=int, metavar="N", help="default: the model's")
+    parser.add_argument("--precision", choices=("bf16", "fp32", "fp16"), default="bf16", help="default bf16")
+
+
+def _writable(option: str, name: str | None) -> Path | None:
+    """A file to write; raises InputError where its folder isn't there."""
+    if name is not None and not Path(name).parent.is_dir():
+        raise InputError(f"{option} {name}: the folder {Path(name).parent} isn't there")
+    return Path(name) if name else None
+
+
+def _config(args: argparse.Namespace):
+    return steps.settings(args.model, args.resolution, args.batch, args.channel_base, args.precision)
+
+
+def run_traffic(args: argparse.Namespace) -> int:
+    path, config = _writable("--json", args.json), _config(args)
+    account.run(config, (args.impl,) if args.impl else tuple(account.IMPLS), print, path)
+    return 0
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
