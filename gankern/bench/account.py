@@ -53,11 +53,7 @@ def counted(step: steps.Step, impl: str) -> Counted:
     parts = {}
     with use_impl(IMPLS[impl]):
         for name, part in step.parts.items():
-            if name.startswith("Adam"):  # after the gradients of the phase before, and with moments
-                next(step.parts[loss] for loss in step.losses if step.parts[loss].network == part.network).run()
-                part.run()
-            else:
-                step.clear()
+            step.prepare(name)
             parts[name] = part.often, count(part.run)
     return Counted(step.batch, parts)
 

@@ -53,6 +53,14 @@ class Step:
         network = self.G if self.parts[name].network == "G" else self.D
         return [p.grad for p in network.parameters() if p.grad is not None]
 
+    def prepare(self, name: str) -> None:
+        """Before a part is run alone: Adam has gradients to take, and moments; nothing else has any."""
+        self.clear()
+        if name.startswith("Adam"):
+            network = self.parts[name].network
+            next(self.parts[loss] for loss in self.losses if self.parts[loss].network == network).run()
+            self.parts[name].run()
+
     def clear(self) -> None:
         for network in (self.G, self.D):
             network.zero_grad(set_to_none=True)
@@ -67,6 +75,11 @@ def settings(model: str, resolution: int, batch: int, channel_base: int | None, 
         raise InputError(f"--channel-base {channel_base}: expected a whole number >= 1")
     options = {"preset": model, "data": "", "batch": batch, "channel_base": channel_base, "precision": precision}
     return resolve(options | more, resolution=resolution, c_dim=0, identity="")
+
+
+def batch(config: Config) -> int:
+    """The images of a step; ProGAN's at its last stage."""
+    return config.schedule().batches[config.resolution] if config.model == "progan" else config.batch
 
 
 def _no_labels(device: torch.device | str) -> Callable[[int], Tensor]:
@@ -131,31 +144,38 @@ def _adam(**kwargs) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
 
 # -- models ------------------------------------------------------------------------------------------------------------
 
+DOUBLE = {"stylegan2": ("G+PL", "D+R1"), "progan": ("D",)}
+"""The parts that differentiate through gradients, which a function under torch.compile refuses."""
+
+
+def _compiled(G: nn.Module, D: nn.Module) -> tuple[SimpleNamespace, nn.Module]:
+    """StyleGAN2's networks as `Phases` calls them, each function under torch.compile."""
+    own = {"num_ws": G.num_ws, "parameters": G.parameters}
+    return SimpleNamespace(
+        mapping=torch.compile(G.mapping), synthesis=torch.compile(G.synthesis), **own
+    ), torch.compile(D)
+
 
 def stylegan2(config: Config, device: torch.device | str, compiled: bool = False) -> Step:
-    """StyleGAN2's step. `compiled`: the networks' functions under torch.compile, for phases without double backward."""
+    """StyleGAN2's step. `compiled`: under torch.compile, without the parts that are DOUBLE."""
     G, D = phases.build_networks(config, device)
-    view = G
-    if compiled:
-        view = SimpleNamespace(mapping=torch.compile(G.mapping), synthesis=torch.compile(G.synthesis), num_ws=G.num_ws)
-        view.parameters = G.parameters
-    of = phases.Phases(config, view, torch.compile(D) if compiled else D, _no_labels(device))
+    of = phases.Phases(config, G, D, _no_labels(device))
+    main = phases.Phases(config, *_compiled(G, D), _no_labels(device)) if compiled else of
     step, n, r = Step({}, G, D, config.batch), config.batch, config.resolution
-    real = torch.empty(n, 3, r, r, device=device).uniform_(-1, 1)
+    real = torch.empty(n, 3, r, r, device=device, dtype=of.pl_mean.dtype).uniform_(-1, 1)
     labels = torch.empty(n, 0, device=device)
-    chosen = {
-        "G": (1.0, "G", lambda: of.g_main(n)),
-        "G+PL": (1 / config.pl_interval, "G", lambda: of.g_path_length(n)),
-        "D": (1.0, "D", lambda: of.d_main(real, labels)),
-        "D+R1": (1 / config.r1_interval, "D", lambda: of.d_r1(real, labels)),
-    }
 
-    def run(network: str, loss: Callable[[], Tensor]) -> Tensor:
-        of.observed_w, of.observed_lengths = [], []
-        return _loss(step, of, network, loss)
+    def run(losses: phases.Phases, network: str, loss: Callable[[], Tensor]) -> Tensor:
+        losses.observed_w, losses.observed_lengths = [], []
+        return _loss(step, losses, network, loss)
 
-    for name, (often, network, loss) in chosen.items():
-        step.parts[name] = Part(often, partial(run, network, loss), network)
+    for name, often, losses, loss in (
+        ("G", 1.0, main, lambda: main.g_main(n)),
+        ("G+PL", 1 / config.pl_interval, of, lambda: of.g_path_length(n)),
+        ("D", 1.0, main, lambda: main.d_main(real, labels)),
+        ("D+R1", 1 / config.r1_interval, of, lambda: of.d_r1(real, labels)),
+    ):
+        step.parts[name] = Part(often, partial(run, losses, name[0], loss), name[0])
     adam = {
         "G": _adam(**adam_settings(config.g_lr, config.pl_interval)),
         "D": _adam(**adam_settings(config.d_lr, config.r1_interval)),
@@ -165,18 +185,22 @@ def stylegan2(config: Config, device: torch.device | str, compiled: bool = False
 
 
 def progan(config: Config, device: torch.device | str, compiled: bool = False, resolution: int | None = None) -> Step:
-    """ProGAN's step at a stage, nothing fading in: the last one unless `resolution` names another."""
+    """ProGAN's step at a stage, nothing fading in: the last one unless `resolution` names another. `compiled`: as
+    above."""
     G, D = progan_phases.build_networks(config, device)
-    networks = (torch.compile(G), torch.compile(D)) if compiled else (G, D)
-    of = progan_phases.ProGANPhases(config, *networks, _no_labels(device))
+    of = progan_phases.ProGANPhases(config, G, D, _no_labels(device))
+    main = of
+    if compiled:
+        main = progan_phases.ProGANPhases(config, torch.compile(G), torch.compile(D), _no_labels(device))
     r = resolution or config.resolution
-    of.go_to(config.schedule().place(float((config.resolution // r).bit_length() - 1)))
+    for losses in (of, main):
+        losses.go_to(config.schedule().place(float((config.resolution // r).bit_length() - 1)))
     n = of.place.batch
     step = Step({}, G, D, n)
     real = torch.empty(n, 3, r, r, device=device, dtype=of.dtype).uniform_(-1, 1)
     labels = torch.empty(n, 0, device=device)
-    for name, loss in (("D", lambda: of.d_main(real, labels)), ("G", lambda: of.g_main(n))):
-        step.parts[name] = Part(1.0, partial(_loss, step, of, name, loss), name)
+    for name, losses, loss in (("D", of, lambda: of.d_main(real, labels)), ("G", main, lambda: main.g_main(n))):
+        step.parts[name] = Part(1.0, partial(_loss, step, losses, name, loss), name)
     rates = {"G": config.g_lr, "D": config.d_lr}
     adam = {name: _adam(lr=lr, betas=(0.0, config.beta2), eps=1e-8) for name, lr in rates.items()}
     _updates(step, adam, {"G": 1.0, "D": 1.0}, config.ema_beta)
@@ -189,6 +213,3 @@ def build(config: Config, device: torch.device | str, compiled: bool = False) ->
 
 
 MODEL_NAMES = tuple(MODELS)
-
-DOUBLE = {"stylegan2": ("G+PL", "D+R1"), "progan": ("D",)}
-"""The parts that differentiate through gradients, which a function under torch.compile refuses."""

@@ -3,15 +3,16 @@
 import argparse
 from pathlib import Path
 
-from gankern.bench import account, cases, report, run, select, steps, tune
+from gankern.bench import account, cases, peer, report, run, select, steps, train, tune
 from gankern.errors import InputError
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds `bench traffic`, `ops`, `tune` and `select`."""
+    """Adds `bench traffic`, `train`, `ops`, `tune` and `select`."""
     parser = subparsers.add_parser("bench", help="count and time training steps and operators, or tune their kernels")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_traffic(actions)
+    _add_train(actions)
     ops = actions.add_parser(
         "ops",
         help="check and time every operator at the shapes of real networks",
@@ -54,6 +55,24 @@ def _add_traffic(actions: argparse._SubParsersAction) -> None:
     parser.add_argument("--json", metavar="FILE", help="write everything that was counted")
 
 
+def _add_train(actions: argparse._SubParsersAction) -> None:
+    parser = actions.add_parser(
+        "train",
+        help="race: time a training step for each provider on this GPU",
+        description="Times each phase, Adam and the average of the networks in plain eager, under torch.compile and "
+        "fused, and the whole weighted step; with --peer-repo the StyleGAN3 repository's own loop too. Numbers are "
+        "compared first; what is wrong isn't timed.",
+    )
+    parser.set_defaults(func=run_train)
+    _step(parser)
+    parser.add_argument("--providers", metavar="LIST", help=f"{','.join(train.PROVIDERS)} (default: the first three)")
+    parser.add_argument("--peer-repo", metavar="PATH", help="a clone of the StyleGAN3 repository, to run as it is")
+    parser.add_argument("--seconds", type=float, metavar="S", help="for the timing (default 60), and for the peer")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry look, no measurement")
+    parser.add_argument("--out", metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--plot", metavar="DIR", help="write a plot (needs matplotlib)")
+
+
 def _step(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=steps.MODEL_NAMES, default="stylegan2", help="default stylegan2")
     parser.add_argument("--resolution", type=int, required=True, metavar="R")
@@ -77,6 +96,27 @@ def run_traffic(args: argparse.Namespace) -> int:
     path, config = _writable("--json", args.json), _config(args)
     account.run(config, (args.impl,) if args.impl else tuple(account.IMPLS), print, path)
     return 0
+
+
+def run_train(args: argparse.Namespace) -> int:
+    default = "eager,compile,fused" if args.device == "cuda" else "eager"
+    if args.seconds is not None and not 0 < args.seconds < float("inf"):
+        raise InputError(f"--seconds {args.seconds}: expected a number > 0")
+    race = train.Race(
+        config=_config(args),
+        providers=run.check_names("--providers", args.providers or default, train.PROVIDERS),
+        device=args.device,
+        seconds=args.seconds,
+        peer_repo=peer.check(args.peer_repo, args.model),
+    )
+    path = _writable("--out", args.out)
+    if args.plot:
+        report.check_plots()
+    train.check(race)
+    result = train.run(race, print, path)
+    if args.plot:
+        print(f"wrote {train.plot(result, Path(args.plot))}")
+    return 1 if train.wrong(result) else 0
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
