@@ -7,6 +7,7 @@ plain eager's in float32 first, with one set of weights; what differs isn't time
 import contextlib
 import dataclasses
 import functools
+import gc
 import json
 import math
 import time
@@ -206,6 +207,7 @@ def _provider(race: Race, name: str, seconds: float) -> dict:
                 told["difference"] = difference(race.config, race.device, make)
             if not told["difference"] <= ALLOWED:
                 return told | {"failure": f"WRONG by {told['difference']:.1e}, allowed {ALLOWED:.0e}; not timed"}
+            _free(race.device)
         with _math(tf32=True, benchmark=True):
             return told | _measure(race, make, seconds)
     except torch.OutOfMemoryError:
@@ -214,8 +216,14 @@ def _provider(race: Race, name: str, seconds: float) -> dict:
         first = (str(error).strip().splitlines() or [""])[0]
         return told | {"failure": f"FAILED: {type(error).__name__}: {first}"[:200]}
     finally:
-        if race.device == "cuda":
-            torch.cuda.empty_cache()
+        _free(race.device)
+
+
+def _free(device: str) -> None:
+    """Gives memory back; a step and its parts know each other, so that only the collector ends them."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _rated(row: dict, bound: Limit) -> dict:

@@ -67,7 +67,7 @@ def _add_train(actions: argparse._SubParsersAction) -> None:
     _step(parser)
     parser.add_argument("--providers", metavar="LIST", help=f"{','.join(train.PROVIDERS)} (default: the first three)")
     parser.add_argument("--peer-repo", metavar="PATH", help="a clone of the StyleGAN3 repository, to run as it is")
-    parser.add_argument("--seconds", type=float, metavar="S", help="for the timing (default 60), and for the peer")
+    parser.add_argument("--seconds", type=float, metavar="S", help="for the timing (default 60) and for the peer (600)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry look, no measurement")
     parser.add_argument("--out", metavar="FILE", help="write the results as JSON")
     parser.add_argument("--plot", metavar="DIR", help="write a plot (needs matplotlib)")
