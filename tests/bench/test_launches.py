@@ -98,6 +98,18 @@ def test_a_weight_in_another_layout_costs_a_copy(x, w, copies):
     assert names(lambda: y.backward(torch.empty_like(x), inputs=[w])).count("aten::copy_") == copies
 
 
+def test_results_lie_as_the_library_lays_them():
+    """On meta tensors PyTorch forgets that channels_last in one operand is channels_last in the result."""
+    x, w, found = image(memory_format=CL).requires_grad_(), image(12, 6, 3, 3).requires_grad_(), []
+
+    def fn():
+        y = F.conv2d(x, w, padding=1)
+        found.extend([y, *torch.autograd.grad(y, [x, w], torch.empty_like(y))])
+
+    count(fn)
+    assert [t.is_contiguous(memory_format=CL) for t in found] == [True] * 3
+
+
 def test_flops_are_those_of_pytorchs_counter():
     x, w, v = image().requires_grad_(), image(12, 6, 3, 3).requires_grad_(), image(12, 4, 3, 3).requires_grad_()
 
@@ -150,7 +162,8 @@ def test_the_peak_is_what_lives_at_a_time():
     x = image()
 
     def fn():
-        y = x + 1  # 1 image, x was there before
+        x.add_(1)  # x was there before
+        y = x.view(-1) + 1  # 1 image
         z = y.view(-1) * 2  # 2
         del y  # 1
         a = z + 1  # 2
