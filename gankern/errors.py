@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class NonFiniteError(RuntimeError):
     """A run has diverged: too many of its updates in a row had non-finite gradients. Exit code 1."""
+
+
+class RankError(RuntimeError):
+    """Another rank has died or doesn't answer, or the ranks no longer hold the same networks. Exit code 1."""

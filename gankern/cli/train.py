@@ -3,14 +3,19 @@
 import argparse
 from pathlib import Path
 
-from gankern.errors import InputError
+import torch
+
+from gankern._version import __version__
+from gankern.errors import InputError, NonFiniteError
 from gankern.training.config import ARCHITECTURES, MODELS, PRECISIONS, PRESETS
+from gankern.training.distributed import TIMEOUT, World, join
 from gankern.training.loop import train
+from gankern.training.options import flag
 from gankern.training.progan_options import LOSSES, ROWS
 from gankern.training.schedule import BATCHES
 from gankern.training.start import claim, configure, describe
 
-NOT_CONFIG = ("command", "func", "out", "resume", "dry_run", "cond")
+NOT_CONFIG = ("command", "func", "out", "resume", "dry_run", "cond", "dist_timeout")
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -114,22 +119,37 @@ def _running(group) -> None:
     group.add_argument("--keep", type=int, metavar="N", help="checkpoints to keep (default 2)")
     group.add_argument("--metric-images", type=int, metavar="N", help="images of each snapshot's SWD, 0 for none")
     group.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    group.add_argument(
+        "--dist-timeout", type=float, default=TIMEOUT, metavar="SECONDS", help="how long ranks wait for each other"
+    )
     group.add_argument("--workers", type=int, metavar="N", help="processes that decode images which don't fit memory")
     group.add_argument("--memory-gb", type=float, metavar="GB", help="decode all images once if they fit this much")
 
 
 def run(args: argparse.Namespace) -> int:
+    with join(args.dist_timeout) as world:
+        try:
+            return _run(args, world)
+        except NonFiniteError as error:
+            raise world.shared(error) from None
+
+
+def _run(args: argparse.Namespace, world: World) -> int:
     explicit = {k: v for k, v in vars(args).items() if k not in NOT_CONFIG and v is not None}
     if args.resume and args.out and Path(args.resume).resolve() != Path(args.out).resolve():
         raise InputError(f"--out {args.out}: --resume {args.resume} continues in its own folder; leave one of them out")
     preset = args.preset or ("progan" if args.model == "progan" else "auto")
     out = args.resume or args.out or f"runs/{Path(args.data or 'data').stem}-{preset}"
-    config = configure(Path(out), explicit, labels=args.cond, must_exist=args.resume is not None)
+    given = {flag(k): v for k, v in vars(args).items() if k != "func"}
+    versions = {"gankern": __version__, "torch": torch.__version__}
+    world.check_same(given | versions, "expected the same command and versions on every rank")
+    config = configure(Path(out), explicit, labels=args.cond, must_exist=args.resume is not None, world=world)
     if args.dry_run:
-        print(describe(config))
+        if world.rank == 0:
+            print(describe(config))
         return 0
-    folder = claim(Path(out), config)
+    folder = claim(Path(out), config, world)
     try:
-        return train(config, folder)
+        return train(config, folder, world)
     finally:
         folder.close()

@@ -72,7 +72,7 @@ def _progan_losses(config: Config, G: nn.Module, D: nn.Module) -> Iterator[Loss]
     for lod in lods:
         place = schedule.place(lod + 0.5 if lod + 1 in lods else lod)  # fading costs more than standing still
         losses.go_to(place)
-        n = min(config.batch_gpu or place.batch, place.batch)
+        n = config.at_once(place.batch)
         real, labels = _reals(config, n, place.resolution)
         yield D, lambda real=real, labels=labels: losses.d_main(real, labels), n, place.resolution
         yield G, lambda n=n: losses.g_main(n), n, place.resolution

@@ -10,7 +10,7 @@ from gankern.errors import InputError
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 
 RUN_OPTIONS = {"kimg", "batch_gpu", "tick", "snap", "checkpoint_minutes", "keep", "metric_images", "device"}
-RUN_OPTIONS |= {"workers", "memory_gb", "max_skipped"}
+RUN_OPTIONS |= {"workers", "memory_gb", "max_skipped", "ranks"}
 """Options that may differ when a run is continued."""
 
 
@@ -52,6 +52,7 @@ class Config:
     workers: int | None = None
     memory_gb: float | None = None
     max_skipped: int = 20
+    ranks: int = 1  # torchrun's, never given as an option
 
     @classmethod
     def given(cls, explicit: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +74,18 @@ class Config:
         self.expect_one_of(PRECISIONS, "precision")
         if self.channel_base // self.resolution < 1:
             raise InputError(f"--channel-base {self.channel_base}: no channels are left at {self.resolution} px")
+
+    def for_ranks(self, ranks: int) -> dict[str, Any]:
+        """What changes where a run goes on with another number of ranks."""
+        return {"ranks": ranks}
+
+    def share(self, batch: int) -> int:
+        """The images of a batch that are one rank's."""
+        return batch // self.ranks
+
+    def each(self, batch: int) -> str:
+        """What a message says of the shares of several ranks."""
+        return f" ({self.share(batch)} on each of {self.ranks} ranks)" if self.ranks > 1 else ""
 
     def expect_counts(self, *names: str, least: int = 1) -> None:
         for name in names:

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gankern.training.distributed import ALONE, World
 from gankern.training.ema import update_ema
 from gankern.training.progan_options import ProGANConfig
 from gankern.training.progan_phases import ProGANPhases, build_networks
@@ -26,8 +27,9 @@ class ProGANTrainer(BaseTrainer):
         device: torch.device | str,
         sample_labels: Callable[[int], Tensor],
         warn: Callable[[str], None] = print,
+        world: World = ALONE,
     ):
-        super().__init__(config, *build_networks(config, device), warn)
+        super().__init__(config, *build_networks(config, device), warn, world)
         adam = partial(torch.optim.Adam, betas=(0.0, config.beta2), eps=1e-8, fused=True)
         self.G_opt = adam(self.G.parameters(), lr=config.g_lr)
         self.D_opt = adam(self.D.parameters(), lr=config.d_lr)

@@ -92,8 +92,12 @@ class ProGANConfig(Config):
     @property
     def images_at_once(self) -> int:
         """How many images a network is given at a time where it is largest."""
-        batch = self.schedule().batches[self.resolution]
-        return min(self.batch_gpu or batch, batch)
+        return self.at_once(self.schedule().batches[self.resolution])
+
+    def at_once(self, batch: int) -> int:
+        """How many of a batch's images a network is given at a time."""
+        share = self.share(batch)
+        return min(self.batch_gpu or share, share)
 
     def schedule(self) -> Schedule:
         """The tables, looked up. Raises InputError where one has a hole."""
@@ -126,9 +130,15 @@ class ProGANConfig(Config):
     def _check_schedule(self) -> None:
         schedule = self.schedule()
         for r, batch in schedule.batches.items():
-            at_once = min(self.batch_gpu or batch, batch)
-            if batch % at_once:
-                raise InputError(f"--batch-gpu {at_once}: the batch of {batch} at {r} px is not a multiple of it")
+            if batch % self.ranks:
+                raise InputError(
+                    f"--batch-schedule {self.batch_schedule}: at {r} px {batch} images, not a multiple of the "
+                    f"{self.ranks} ranks that torchrun started"
+                )
+            at_once = self.at_once(batch)
+            if self.share(batch) % at_once:
+                of = f"the batch of {batch}{self.each(batch)} at {r} px"
+                raise InputError(f"--batch-gpu {at_once}: {of} is not a multiple of it")
             if self.mbstd_group and at_once % min(self.mbstd_group, at_once):
                 raise InputError(
                     f"--batch-schedule {self.batch_schedule}: at {r} px {at_once} images, not a multiple of "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gankern.training.config import StyleGAN2Config, adam_settings
+from gankern.training.distributed import ALONE, World
 from gankern.training.ema import ema_beta, update_ema
 from gankern.training.phases import Phases, build_networks
 from gankern.training.trainer import BaseTrainer
@@ -31,8 +32,9 @@ class Trainer(BaseTrainer):
         device: torch.device | str,
         sample_labels: Callable[[int], Tensor],
         warn: Callable[[str], None] = print,
+        world: World = ALONE,
     ):
-        super().__init__(config, *build_networks(config, device), warn)
+        super().__init__(config, *build_networks(config, device), warn, world)
         self.G_opt = _adam(self.G, config.g_lr, config.pl_interval if config.pl_weight > 0 else None)
         self.D_opt = _adam(self.D, config.d_lr, config.r1_interval if config.gamma > 0 else None)
         self.phases = Phases(config, self.G, self.D, sample_labels)

@@ -39,12 +39,15 @@ class StyleGAN2Config(Config):
         """The options that the preset gives."""
         options = preset_options(given.get("preset", "auto"), resolution, num_gpus, given.get("batch"))
         batch = options["batch"]
-        return options | {"batch_gpu": batch // num_gpus if batch > 0 else 1}
+        return options | {"batch_gpu": max(batch // num_gpus, 1)}
 
     @property
     def images_at_once(self) -> int:
         """How many images a network is given at a time."""
         return self.batch_gpu
+
+    def for_ranks(self, ranks: int) -> dict[str, Any]:
+        return {"ranks": ranks, "batch_gpu": max(min(self.batch_gpu, self.batch // ranks), 1)}
 
     def check(self) -> None:
         self.expect_counts("batch", "batch_gpu", "mbstd_group", "r1_interval", "pl_interval", "pl_shrink")
@@ -58,8 +61,11 @@ class StyleGAN2Config(Config):
         self.expect_one_of(ARCHITECTURES, "g_architecture", "d_architecture")
         if self.resolution < 8:
             raise InputError(f"--data {self.data}: images are {self.resolution} px, expected 8 or more")
-        if self.batch % self.batch_gpu:
-            raise InputError(f"--batch {self.batch}: not a multiple of --batch-gpu {self.batch_gpu}")
+        if self.batch % self.ranks:
+            raise InputError(f"--batch {self.batch}: not a multiple of the {self.ranks} ranks that torchrun started")
+        if self.share(self.batch) % self.batch_gpu:
+            each = self.each(self.batch)
+            raise InputError(f"--batch {self.batch}{each}: not a multiple of --batch-gpu {self.batch_gpu}")
         if self.batch_gpu % self.mbstd_group:
             of = "--batch-gpu" if self.batch_gpu != self.batch else "--batch"
             raise InputError(

@@ -4,6 +4,7 @@ A phase accumulates its gradient over micro-batches (the gradient is the mean ov
 optimizer step. A phase whose loss or gradient isn't finite takes none.
 """
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gankern.errors import NonFiniteError
+from gankern.training.distributed import World
 from gankern.training.options import Config
 from gankern.training.recorder import Recorder
 
@@ -26,8 +28,8 @@ class BaseTrainer:
     G_opt: torch.optim.Optimizer
     D_opt: torch.optim.Optimizer
 
-    def __init__(self, config: Config, G: nn.Module, D: nn.Module, warn: Callable[[str], None]):
-        self.config, self.warn, self.G, self.D = config, warn, G, D
+    def __init__(self, config: Config, G: nn.Module, D: nn.Module, warn: Callable[[str], None], world: World):
+        self.config, self.warn, self.world, self.G, self.D = config, warn, world, G, D
         self.device = next(G.parameters()).device
         self.G.requires_grad_(False)
         self.D.requires_grad_(False)
@@ -72,8 +74,10 @@ class BaseTrainer:
         total = torch.zeros([], device=self.device)
         for micro_loss in losses:
             value = micro_loss() / len(losses)
-            value.backward()
+            with self.world.reducing(network, phase) if micro_loss is losses[-1] else contextlib.nullcontext():
+                value.backward()
             total += value.detach()
+        self.world.mean_(total)
         network.requires_grad_(False)
         gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
