@@ -10,8 +10,8 @@ from gankern.models.files import save_network
 from gankern.models.sampling import sample_images
 from gankern.training.checkpoint import kimg_name
 from gankern.training.config import Config
-from gankern.training.pictures import grid_size, save_curves, save_grid
 from gankern.training.distributed import World
+from gankern.training.pictures import grid_size, save_curves, save_grid
 from gankern.training.rundir import Onlooker, RunDir
 from gankern.training.trainer import BaseTrainer
 
