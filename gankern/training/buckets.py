@@ -72,9 +72,7 @@ class GradientBuckets:
         mine = [self._number[p] for p in parameters]
         order = self.tell(mine)
         if sorted(order) != sorted(mine):
-            raise RuntimeError(
-                f"{len(mine)} parameters have a gradient here, others or as many as {len(order)} on rank 0"
-            )
+            raise RuntimeError("other parameters have a gradient here than on rank 0: the ranks run different code")
         of_number = list(self._number)
         return [of_number[i] for i in order]
 
