@@ -150,8 +150,8 @@ class World:
         if differing:
             raise self.shared(
                 RankError(
-                    f"{when}: {differing[0]} and {len(differing) - 1} more tensors aren't the same on all ranks, as they "
-                    "should be; nothing was saved. Continue from the last checkpoint"
+                    f"{when}: {differing[0]} and {len(differing) - 1} more tensors aren't the same on all ranks, as "
+                    "they should be; nothing was saved. Continue from the last checkpoint"
                 )
             )
 

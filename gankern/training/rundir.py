@@ -26,6 +26,9 @@ def refuse_foreign(path: Path) -> None:
 class Onlooker:
     """A run as the ranks but the first have it: it says and writes nothing."""
 
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
     def close(self) -> None: ...
     def log(self, text: str) -> None: ...
     def live(self, text: str) -> None: ...

@@ -66,7 +66,7 @@ def claim(out: Path, config: Config, world: World = ALONE) -> RunDir | Onlooker:
     """Locks `out` for this run and writes its config.toml, on rank 0 for all. Raises InputError where it isn't
     free."""
     with world.together():
-        return Onlooker() if world.rank else _claim(out, config)
+        return Onlooker(out) if world.rank else _claim(out, config)
 
 
 def _claim(out: Path, config: Config) -> RunDir:
