@@ -1,6 +1,7 @@
 """Gradients made means over the ranks, bucket by bucket while the backward pass still runs."""
 
 import contextlib
+import re
 from collections.abc import Callable, Hashable, Iterator
 
 import torch
@@ -12,7 +13,7 @@ from gankern.errors import RankError
 BUCKET_BYTES = 25 * 2**20  # large enough for the network's full rate, small enough to begin early
 
 
-def cut(parameters: list[Tensor], limit: int = BUCKET_BYTES) -> list[list[Tensor]]:
+def cut(parameters: list[Tensor], limit: int) -> list[list[Tensor]]:
     """The parameters in lists of at most `limit` bytes (or one parameter) and one type and device each."""
     buckets: list[list[Tensor]] = []
     size = 0
@@ -35,7 +36,9 @@ def answered() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # gloo has no kind of its own
-        reason = " ".join(str(error).split())[:160]
+        reason = re.sub(r"^\[[^]]*\] *", "", " ".join(str(error).split())).split(". ")[0][
+            :160
+        ]  # no place in gloo's code
         raise RankError(f"another rank has died or doesn't answer ({reason})") from error
 
 
@@ -46,8 +49,10 @@ class GradientBuckets:
     last gradient is there. `tell` gives every rank what rank 0 has. A parameter without a gradient stays without one.
     """
 
-    def __init__(self, network: nn.Module, size: int, tell: Callable[[list[int]], list[int]]):
-        self.size, self.tell = size, tell
+    def __init__(
+        self, network: nn.Module, size: int, tell: Callable[[list[int]], list[int]], limit: int = BUCKET_BYTES
+    ):
+        self.size, self.tell, self.limit = size, tell, limit
         self._number = {p: i for i, p in enumerate(network.parameters())}
         self._plans: dict[Hashable, list[list[Tensor]]] = {}
 
@@ -63,8 +68,8 @@ class GradientBuckets:
                 hook.remove()
         if not now.as_planned():
             rest = self._ordered_as_on_rank_0(now.waiting())
-            self._plans[key] = cut(now.launched() + rest)
-            for bucket in cut(rest):
+            self._plans[key] = cut(now.launched() + rest, self.limit)
+            for bucket in cut(rest, self.limit):
                 now.launch(bucket)
         now.finish()
 
