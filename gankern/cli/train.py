@@ -8,12 +8,13 @@ import torch
 from gankern._version import __version__
 from gankern.errors import InputError, NonFiniteError
 from gankern.training.config import ARCHITECTURES, MODELS, PRECISIONS, PRESETS
-from gankern.training.distributed import TIMEOUT, World, join
+from gankern.training.distributed import TIMEOUT, World
 from gankern.training.loop import train
 from gankern.training.options import flag
 from gankern.training.progan_options import LOSSES, ROWS
 from gankern.training.schedule import BATCHES
 from gankern.training.start import claim, configure, describe
+from gankern.training.torchrun import join
 
 NOT_CONFIG = ("command", "func", "out", "resume", "dry_run", "cond", "dist_timeout")
 

@@ -36,9 +36,8 @@ def answered() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # gloo has no kind of its own
-        reason = re.sub(r"^\[[^]]*\] *", "", " ".join(str(error).split())).split(". ")[0][
-            :160
-        ]  # no place in gloo's code
+        reason = re.sub(r"^\[[^]]*\] *", "", " ".join(str(error).split()))  # without the place in gloo's code
+        reason = reason.split(". ")[0][:160]
         raise RankError(f"another rank has died or doesn't answer ({reason})") from error
 
 

@@ -1,5 +1,5 @@
-"""The ranks that train together: how they meet, agree, and end when one of them dies. torchrun starts them, its
-environment variables are all that they go by. What is reduced during the backward pass stands in buckets.py.
+"""The ranks that train together: what they tell each other, and how they end when one of them dies. How they meet
+stands in torchrun.py, what is reduced during the backward pass in buckets.py.
 
 Tensors on a GPU travel by NCCL; those on the CPU, and whatever else is agreed on, by gloo: no GPU waits for it.
 """
@@ -12,7 +12,6 @@ import time
 import weakref
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -24,7 +23,6 @@ from gankern.training.buckets import GradientBuckets, answered
 
 T = TypeVar("T")
 TIMEOUT = 600.0  # seconds
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -168,46 +166,6 @@ def _checksum(t: Tensor) -> Tensor:
     return flat.view(torch.int32 if t.element_size() % 4 == 0 else torch.uint8).sum(dtype=torch.int64)
 
 
-@contextlib.contextmanager
-def join(timeout: float = TIMEOUT) -> Iterator[World]:
-    """Meets the ranks that torchrun has started; without torchrun, one rank alone.
-
-    Raises InputError for an environment that isn't torchrun's, RankError where the others don't come.
-    """
-    if not 0 < timeout < float("inf"):
-        raise InputError(f"--dist-timeout {timeout:g}: expected a number of seconds > 0")
-    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
-        yield World()
-        return
-    world = _from_environment(timeout)
-    nccl = torch.cuda.is_available() and dist.is_nccl_available()
-    try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if nccl else "gloo",
-            timeout=timedelta(seconds=timeout),
-            rank=world.rank,
-            world_size=world.size,
-        )
-    except (RuntimeError, ValueError) as error:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        reason = " ".join(str(error).split())[:120]
-        raise RankError(f"the {world.size} ranks didn't meet at {where} within {timeout:g} s ({reason})") from error
-    yield world  # after an error no goodbye: others may be gone, and it waits for them
-    dist.destroy_process_group()
-
-
-def _from_environment(timeout: float) -> World:
-    missing = [name for name in _VARIABLES if name not in os.environ]
-    if missing:
-        raise InputError(f"{missing[0]}: not set though RANK is; expected torchrun's variables, or no RANK")
-    try:
-        numbers = {name: int(os.environ[name]) for name in _VARIABLES[:4]}
-    except ValueError:
-        given = ", ".join(f"{name}={os.environ[name]}" for name in _VARIABLES[:4])
-        raise InputError(f"{given}: expected numbers, as torchrun sets them") from None
-    return World(*(numbers[k] for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")), timeout)
-
-
 def pick_device(name: str, world: World = ALONE) -> torch.device:
     """ "auto" is the GPU where there is one; of several ranks each takes its own. Raises InputError for a device that
     isn't there."""
@@ -238,9 +196,9 @@ class Watchdog:
     """Ends the process, with a line, where a step takes longer than ranks wait for each other. A rank that dies leaves
     the others' GPUs within a replayed graph, of which NCCL's own time-out knows nothing."""
 
-    def __init__(self, world: World):
+    def __init__(self, world: World, limit: float | None = None):
         self.world = world
-        self.limit = 1.1 * world.timeout + 5  # where a collective gives up by itself, its error says more
+        self.limit = limit or 1.1 * world.timeout + 5  # where a collective gives up by itself, its error says more
         self._until: float | None = None
         self._ended = threading.Event()
         if world.size > 1:
