@@ -6,7 +6,7 @@ import os
 import sys
 
 from gankern._version import __version__
-from gankern.errors import InputError, NonFiniteError
+from gankern.errors import InputError, NonFiniteError, OutOfMemory
 
 COMMANDS = ("train", "generate", "metrics", "bench", "data", "build", "env", "demo")
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"gankern: error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
         return 2
-    except NonFiniteError as error:
+    except (NonFiniteError, OutOfMemory) as error:
         print(f"gankern: error: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:

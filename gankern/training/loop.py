@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from gankern.data import BatchStream, ImageDataset, open_dataset
+from gankern.data import BatchStream, DeviceFeed, ImageDataset, open_dataset
 from gankern.data.pyramid import find_level
-from gankern.errors import InputError
+from gankern.errors import InputError, OutOfMemory
 from gankern.training.checkpoint import newest_good_checkpoint, save_checkpoint
 from gankern.training.config import RUN_OPTIONS, Config
+from gankern.training.operators import use_operators
 from gankern.training.progan import ProGANTrainer
 from gankern.training.rundir import RunDir
 from gankern.training.snapshot import Snapshots
@@ -73,7 +74,7 @@ def train(config: Config, run: RunDir) -> int:
     dataset = open_data(config)
     run.log(dataset.summary())
     torch.manual_seed(config.seed)
-    with _stream(config, dataset, device, run) as stream, _StopSignals() as stop:
+    with use_operators(config.impl, device), _stream(config, dataset, device, run) as stream, _StopSignals() as stop:
         trainer = TRAINERS[config.model](config, device, _label_sampler(dataset, config), run.log)
         snapshots = Snapshots(config, run, dataset, device)
         if not _restore(run, trainer, stream):
@@ -84,27 +85,32 @@ def train(config: Config, run: RunDir) -> int:
             with stop.cutting_short():
                 snapshots.take(trainer)
         progress = _Progress(config, run, trainer)
-        levels = _levels(config, dataset)
+        levels, feed = _levels(config, dataset), DeviceFeed(stream, device)
 
         while trainer.nimg < config.kimg * 1000 and not stop.signal:
             batch, resolution = trainer.prepare()
             stream.change(batch, levels(resolution))
-            images, labels = next(stream)
-            trainer.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+            before = stream.state_dict()
+            try:
+                trainer.step(*next(feed))
+            except OutOfMemory:
+                if trainer.nimg != saved_at:
+                    _save(config, run, trainer, before)  # from within the step: it goes on with the phase that failed
+                raise
             progress.live()
             if _ticks_passed(config, trainer):
                 progress.tick()
             snapshot_due = _snapshot_due(config, trainer)
             minutes = (time.monotonic() - saved_time) / 60
             if snapshot_due or (config.checkpoint_minutes and minutes >= config.checkpoint_minutes):
-                _save(config, run, trainer, stream)
+                _save(config, run, trainer, stream.state_dict())
                 saved_at, saved_time = trainer.nimg, time.monotonic()
             if snapshot_due:
                 with stop.cutting_short():
                     snapshots.take(trainer)
 
         if stop.signal and trainer.nimg != saved_at:
-            _save(config, run, trainer, stream)
+            _save(config, run, trainer, stream.state_dict())
     if stop.signal:
         run.log(f"stopped at {trainer.nimg / 1000:.1f} of {config.kimg:g} kimg; continue with: {continue_command(run)}")
         return 128 + stop.signal
@@ -125,7 +131,6 @@ def _stream(config: Config, dataset: ImageDataset, device: torch.device, run: Ru
         mirror=config.mirror,
         memory_budget=None if config.memory_gb is None else int(config.memory_gb * 2**30),
         workers=config.workers,
-        pin_memory=device.type == "cuda",
         progress=lambda done, total: run.live(f"decoding images, once: {done:,} of {total:,}"),
     )
 
@@ -179,8 +184,8 @@ def _learned_options(config: Config) -> dict:
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in RUN_OPTIONS and k != "data"}
 
 
-def _save(config: Config, run: RunDir, trainer: BaseTrainer, stream: BatchStream) -> None:
-    state = {"trainer": trainer.state_dict(), "data": stream.state_dict(), "config": _learned_options(config)}
+def _save(config: Config, run: RunDir, trainer: BaseTrainer, position: dict) -> None:
+    state = {"trainer": trainer.state_dict(), "data": position, "config": _learned_options(config)}
     save_checkpoint(run.path, state, trainer.nimg, config.keep)
 
 

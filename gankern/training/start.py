@@ -10,6 +10,7 @@ from gankern.training.checkpoint import list_checkpoints
 from gankern.training.config import Config, continued, read_toml, resolve
 from gankern.training.loop import pick_device
 from gankern.training.memory import estimate
+from gankern.training.operators import use_operators
 from gankern.training.rundir import RunDir, refuse_foreign
 
 
@@ -21,7 +22,8 @@ def configure(out: Path, explicit: dict[str, Any], *, labels: bool | None = None
     given --data it begins anew, with whatever options. Raises InputError.
     """
     config = _configure(out, explicit, labels, must_exist)
-    pick_device(config.device)
+    with use_operators(config.impl, pick_device(config.device)):
+        pass
     return config
 
 
@@ -79,6 +81,6 @@ def describe(config: Config) -> str:
 
 def _costliest(config: Config, memory: dict[str, int]) -> str:
     if config.model == "stylegan2":
-        return f"batch_gpu {config.batch_gpu}"
+        return f"batch_gpu {memory['images']}"
     r = memory["resolution"]
     return f"{memory['images']} images of {r}x{r}, the costliest stage"
