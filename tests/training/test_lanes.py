@@ -27,7 +27,13 @@ def gradients(model: str, real: torch.Tensor, labels: torch.Tensor, world: World
         grads = lambda n=network: {k: p.grad.clone() for k, p in n.named_parameters() if p.grad is not None}  # noqa: E731
         optimizer.step = lambda g=grads: seen.append(g())
     trainer.step(real[world.rank :: world.size], labels[world.rank :: world.size])
-    seen.append({name: torch.tensor(value) for name, value in trainer.pop_stats().items() if name != "pl_mean"})
+    seen.append(
+        {
+            name: torch.tensor(value, dtype=torch.float64)
+            for name, value in trainer.pop_stats().items()
+            if name != "pl_mean"
+        }
+    )
     return seen
 
 
