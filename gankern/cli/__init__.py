@@ -6,7 +6,7 @@ import os
 import sys
 
 from gankern._version import __version__
-from gankern.errors import InputError, NonFiniteError, RankError
+from gankern.errors import InputError, NonFiniteError, OutOfMemory, RankError
 
 COMMANDS = ("train", "generate", "metrics", "bench", "data", "build", "env", "demo")
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"{_who()}: error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
         return 2
-    except (NonFiniteError, RankError) as error:
+    except (NonFiniteError, OutOfMemory, RankError) as error:
         print(f"{_who()}: error: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:

@@ -7,11 +7,12 @@ import torch
 
 from gankern._version import __version__
 from gankern.errors import InputError, NonFiniteError
-from gankern.training.config import ARCHITECTURES, MODELS, PRECISIONS, PRESETS
+from gankern.training.config import ARCHITECTURES, IMPLS, MODELS, PRECISIONS, PRESETS
 from gankern.training.distributed import TIMEOUT, World
 from gankern.training.loop import train
 from gankern.training.options import flag
 from gankern.training.progan_options import LOSSES, ROWS
+from gankern.training.recompute import RECOMPUTE_FROM
 from gankern.training.schedule import BATCHES
 from gankern.training.start import claim, configure, describe
 from gankern.training.torchrun import join
@@ -112,7 +113,19 @@ def _progan(group) -> None:
 
 def _running(group) -> None:
     group.add_argument("--kimg", type=float, metavar="KIMG", help="length of the run, in thousands of images shown")
-    group.add_argument("--batch-gpu", type=int, metavar="N", help="images at a time, accumulated to --batch")
+    group.add_argument(
+        "--batch-gpu", type=_batch_gpu, metavar="N", help="images at a time, accumulated to --batch; auto: what fits"
+    )
+    group.add_argument(
+        "--recompute",
+        type=int,
+        nargs="?",
+        const=RECOMPUTE_FROM,
+        metavar="R",
+        help=f"recompute StyleGAN2's blocks from R px on (default {RECOMPUTE_FROM}) in backward: less memory; 0: none",
+    )
+    _flag(group, "--graph", "replay training steps as CUDA graphs (default, where that is possible)")
+    group.add_argument("--impl", choices=IMPLS, help="of the operators: fused kernels or plain PyTorch (default auto)")
     group.add_argument("--tick", type=float, metavar="KIMG", help="between two lines of statistics (default 4)")
     group.add_argument("--snap", type=int, metavar="TICKS", help="between two snapshots (default 50)")
     group.add_argument("--checkpoint-minutes", type=float, metavar="M", help="between checkpoints besides (default 10)")
@@ -125,6 +138,14 @@ def _running(group) -> None:
     )
     group.add_argument("--workers", type=int, metavar="N", help="processes that decode images which don't fit memory")
     group.add_argument("--memory-gb", type=float, metavar="GB", help="decode all images once if they fit this much")
+
+
+def _batch_gpu(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.lstrip("-").isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number or auto")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gankern.errors import InputError
-from gankern.training.options import PRECISIONS, RUN_OPTIONS, Config, flag
+from gankern.training.options import IMPLS, PRECISIONS, RUN_OPTIONS, Config, flag
 from gankern.training.progan_options import PRESETS as PROGAN_PRESETS
 from gankern.training.progan_options import ProGANConfig
 from gankern.training.stylegan2_options import ARCHITECTURES, StyleGAN2Config, adam_settings, preset_options
@@ -18,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["ARCHITECTURES", "MODELS", "PRECISIONS", "PRESETS", "RUN_OPTIONS", "Config", "ProGANConfig"]
+__all__ = ["ARCHITECTURES", "IMPLS", "MODELS", "PRECISIONS", "PRESETS", "RUN_OPTIONS", "Config", "ProGANConfig"]
 __all__ += ["StyleGAN2Config", "adam_settings", "continued", "preset_options", "read_toml", "resolve", "to_toml"]
 
 MODELS: dict[str, type[Config]] = {"stylegan2": StyleGAN2Config, "progan": ProGANConfig}

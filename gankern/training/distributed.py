@@ -107,12 +107,6 @@ class World:
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return values.tolist()
 
-    def means(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Of each value the mean over the ranks, which all have the same names."""
-        flat = torch.tensor(list(values.values()), dtype=torch.float64)
-        self.mean_(flat)
-        return dict(zip(values, flat.tolist(), strict=True))
-
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """Around what may fail on any rank: where it did the others leave too, silently, as nobody waits for them."""

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 
-from gankern.data import BatchStream, ImageDataset, open_dataset
+from gankern.data import BatchStream, DeviceFeed, ImageDataset, open_dataset
 from gankern.data.pyramid import find_level
-from gankern.errors import InputError
+from gankern.errors import InputError, OutOfMemory
 from gankern.training.checkpoint import newest_good_checkpoint, save_checkpoint
 from gankern.training.config import RUN_OPTIONS, Config
 from gankern.training.distributed import ALONE, Council, Watchdog, World, pick_device
+from gankern.training.operators import use_operators
 from gankern.training.progan import ProGANTrainer
 from gankern.training.rundir import Onlooker, RunDir
 from gankern.training.snapshot import Snapshots
@@ -62,7 +63,8 @@ def train(config: Config, run: RunDir | Onlooker, world: World = ALONE) -> int:
         dataset = open_data(config)
     run.log(dataset.summary())
     torch.manual_seed(config.seed)
-    with _stream(config, dataset, device, run, world) as stream, _StopSignals() as stop, Watchdog(world) as watchdog:
+    stop, watchdog = _StopSignals(), Watchdog(world)
+    with use_operators(config.impl, device), _stream(config, dataset, device, run, world) as stream, stop, watchdog:
         trainer = TRAINERS[config.model](config, device, _label_sampler(dataset, config), run.log, world)
         snapshots = Snapshots(config, run, dataset, device, world)
         saves = _Checkpoints(config, run, trainer, stream, world)
@@ -72,17 +74,17 @@ def train(config: Config, run: RunDir | Onlooker, world: World = ALONE) -> int:
         if _snapshot_due(config, trainer) and not snapshots.taken(trainer.nimg):  # a stop cut it short
             with stop.cutting_short(world):
                 snapshots.take(trainer)
-        progress = _Progress(config, run, trainer, world)
-        levels = _levels(config, dataset)
+        progress = _Progress(config, run, trainer)
+        levels, feed = _levels(config, dataset), DeviceFeed(stream, device)
         council = Council(world, trainer.steps)
         stopped_by, _ = council.after(trainer.steps, stop.signal, False, last=True)
 
         while trainer.nimg < config.kimg * 1000 and not stopped_by:
             with watchdog.step():
                 batch, resolution = trainer.prepare()
-                stream.change(batch // world.size, levels(resolution))
-                images, labels = next(stream)
-                trainer.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+                stream.change(batch, levels(resolution))
+                with saves.at_a_shortage():
+                    trainer.step(*next(feed))
                 progress.live()
                 if _ticks_passed(config, trainer):
                     progress.tick()
@@ -127,7 +129,6 @@ def _stream(
         mirror=config.mirror,
         memory_budget=None if config.memory_gb is None else int(config.memory_gb * 2**30),
         workers=config.workers,
-        pin_memory=device.type == "cuda",
         progress=lambda done, total: run.live(f"decoding images, once: {done:,} of {total:,}"),
     )
 
@@ -200,12 +201,25 @@ class _Checkpoints:
 
     def save(self) -> None:
         self._check_replicas()
-        state = {"trainer": self.trainer.state_dict(), "data": self.stream.state_dict()}
-        state["config"] = _learned_options(self.config)
         with self.world.together():
             if self.world.rank == 0:
-                save_checkpoint(self.run.path, state, self.trainer.nimg, self.config.keep)
+                self._write(self.stream.state_dict())
         self.saved_at, self._saved_time = self.trainer.nimg, time.monotonic()
+
+    def _write(self, position: dict) -> None:
+        state = {"trainer": self.trainer.state_dict(), "data": position, "config": _learned_options(self.config)}
+        save_checkpoint(self.run.path, state, self.trainer.nimg, self.config.keep)
+
+    @contextlib.contextmanager
+    def at_a_shortage(self) -> Iterator[None]:
+        """Around a step: where memory runs out rank 0 saves from within it, to go on with the phase that failed."""
+        before = self.stream.state_dict()
+        try:
+            yield
+        except OutOfMemory:
+            if self.world.rank == 0 and self.trainer.nimg != self.saved_at:
+                self._write(before)
+            raise
 
     def _check_replicas(self) -> None:
         trainer = self.trainer
@@ -228,8 +242,8 @@ def _snapshot_due(config: Config, trainer: BaseTrainer) -> bool:
 class _Progress:
     """The live line and the ticks' rows: speed, time to go, losses, memory."""
 
-    def __init__(self, config: Config, run: RunDir | Onlooker, trainer: BaseTrainer, world: World):
-        self.config, self.run, self.trainer, self.world = config, run, trainer, world
+    def __init__(self, config: Config, run: RunDir | Onlooker, trainer: BaseTrainer):
+        self.config, self.run, self.trainer = config, run, trainer
         self.begun = self.last_live = time.monotonic()
         self.begun_nimg = trainer.nimg
         self.tick_time, self.tick_nimg = self.begun, trainer.nimg
@@ -244,7 +258,7 @@ class _Progress:
     def tick(self) -> None:
         """Writes a row of statistics and a line of the log."""
         trainer, now = self.trainer, time.monotonic()
-        stats = self.world.means(trainer.pop_stats())
+        stats = trainer.pop_stats()
         speed = (trainer.nimg - self.tick_nimg) / max(now - self.tick_time, 1e-9)
         self.losses = "".join(f"  {name} {stats[key]:.3f}" for name, key in _SHOWN.items() if key in stats)
         row = {"nimg": trainer.nimg, "kimg": trainer.nimg / 1000, "step": trainer.steps, "img_s": speed}

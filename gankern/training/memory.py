@@ -54,7 +54,7 @@ Loss = tuple[nn.Module, Callable[[], Tensor], int, int]
 
 
 def _stylegan2_losses(config: Config, G: nn.Module, D: nn.Module) -> Iterator[Loss]:
-    n, r = config.batch_gpu, config.resolution
+    n, r = config.at_once(config.share(config.batch)), config.resolution
     losses = phases.Phases(config, G, D, lambda m: torch.empty(m, config.c_dim, device="meta"))
     real, labels = _reals(config, n, r)
     yield G, lambda: losses.g_main(n), n, r
@@ -72,7 +72,7 @@ def _progan_losses(config: Config, G: nn.Module, D: nn.Module) -> Iterator[Loss]
     for lod in lods:
         place = schedule.place(lod + 0.5 if lod + 1 in lods else lod)  # fading costs more than standing still
         losses.go_to(place)
-        n = config.at_once(place.batch)
+        n = config.at_once(config.share(place.batch))
         real, labels = _reals(config, n, place.resolution)
         yield D, lambda real=real, labels=labels: losses.d_main(real, labels), n, place.resolution
         yield G, lambda n=n: losses.g_main(n), n, place.resolution

@@ -10,6 +10,7 @@ from gankern.training.checkpoint import list_checkpoints
 from gankern.training.config import Config, continued, read_toml, resolve
 from gankern.training.distributed import ALONE, World, pick_device
 from gankern.training.memory import estimate
+from gankern.training.operators import use_operators
 from gankern.training.rundir import Onlooker, RunDir, refuse_foreign
 
 
@@ -31,8 +32,8 @@ def configure(
     with world.together():
         config = None if world.rank else _configure(out, explicit, labels, must_exist, world.size)
     config = world.told(config)
-    with world.together():
-        pick_device(config.device, world)
+    with world.together(), use_operators(config.impl, pick_device(config.device, world)):
+        pass
     return config
 
 
@@ -97,6 +98,6 @@ def describe(config: Config) -> str:
 
 def _costliest(config: Config, memory: dict[str, int]) -> str:
     if config.model == "stylegan2":
-        return f"batch_gpu {config.batch_gpu}"
+        return f"batch_gpu {memory['images']}"
     r = memory["resolution"]
     return f"{memory['images']} images of {r}x{r}, the costliest stage"

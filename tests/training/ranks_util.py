@@ -143,7 +143,6 @@ def agreed(world: World) -> dict:
     world.gather_(rows)
     found = {"means": (a, b), "rows": rows, "told": world.told({"rank": world.rank})}
     found["most"] = world.most(world.rank, -world.rank)
-    found["stats"] = world.means({"x": float(world.rank)})
     weights = {"a": torch.ones(3), "b": torch.arange(4).double()}
     world.check_replicas(weights, "now")
     weights["b"][2] += 1e-15 * world.rank

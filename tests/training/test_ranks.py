@@ -74,7 +74,6 @@ def test_what_is_agreed_on(ranks):
         assert [t.tolist() for t in agreed["means"]] == [[1.5] * 2, [5.0] * 3]
         assert agreed["told"] == {"rank": 0}
         assert agreed["most"] == [1, 0]
-        assert agreed["stats"] == {"x": 0.5}
         assert agreed["rows"].tolist()[2 if rank else 0 :] == [[1, 1]] * (0 if rank else 2) + [[2, 2]] * 3
 
 

@@ -28,9 +28,10 @@ def config(options: dict, ranks: int, resolution: int = 32):
 
 def test_each_rank_takes_its_share():
     assert [config(STYLEGAN2, n).batch_gpu for n in (1, 2, 8)] == [32, 16, 4]
-    assert [config(PROGAN, n).at_once(64) for n in (1, 2, 8)] == [64, 32, 8]
-    assert config(PROGAN | {"batch_gpu": 16}, 2).at_once(64) == 16
-    assert config(PROGAN | {"batch_gpu": 16}, 8).at_once(64) == 8
+    assert [config(PROGAN, n).images_at_once for n in (1, 2, 8)] == [64, 32, 8]
+    assert config(PROGAN | {"batch_gpu": 16}, 2).images_at_once == 16
+    assert config(PROGAN | {"batch_gpu": 16}, 8).images_at_once == 8
+    assert config(STYLEGAN2 | {"batch_gpu": "auto"}, 8).images_at_once == 4
     assert config(PROGAN, 8).batch_schedule.startswith("4:512")
 
 
@@ -88,9 +89,7 @@ def test_a_rank_takes_its_own_gpu(four_gpus, name):
 def test_devices_of_ranks_that_cant_be(four_gpus):
     with pytest.raises(InputError, match="--device cuda:1: each rank takes a GPU of its own"):
         pick_device("cuda:1", World(0, 2, 0, 2))
-    with pytest.raises(
-        InputError, match="8 ranks on this machine, which has 4 GPUs; expected --nproc-per-node=4"
-    ):
+    with pytest.raises(InputError, match="8 ranks on this machine, which has 4 GPUs; expected --nproc-per-node=4"):
         pick_device("auto", World(0, 8, 0, 8))
     assert pick_device("cpu", World(0, 8, 0, 8)) == torch.device("cpu")
     assert pick_device("cuda:1") == torch.device("cuda:1")
