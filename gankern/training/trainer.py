@@ -54,6 +54,7 @@ class BaseTrainer:
         self.fitted: dict[str, int] = {}  # what --batch-gpu auto found, by what was tried
         self.looks_at_once = self.device.type == "cpu"  # where it costs nothing: on a GPU at the next tick
         gpu = self.device.type == "cuda"
+        self.measures = gpu  # for --batch-gpu auto, which on a CPU is the whole batch
         self.replays = Replays(CudaGraphs(self.device) if gpu and config.graph else None, warn)
         self._eager = Replays(None, warn)
         self._captured: tuple = ()
@@ -122,7 +123,7 @@ class BaseTrainer:
     def lane_size(self, real: Tensor, labels: Tensor) -> int:
         """Images of this rank that go through the networks at a time."""
         size = self.config.at_once(len(real))
-        if self.config.batch_gpu == "auto" and self.device.type != "cpu":
+        if self.config.batch_gpu == "auto" and self.measures:
             key = f"{len(real)} of {real.shape[-1]} px, {self.place_key()}"
             if key not in self.fitted:
                 sizes = [d for d in range(len(real), 0, -1) if len(real) % d == 0 and self.config.fits_mbstd(d)]
