@@ -80,9 +80,9 @@ def train(config: Config, run: RunDir | Onlooker, world: World = ALONE) -> int:
         stopped_by, _ = council.after(trainer.steps, stop.signal, False, last=True)
 
         while trainer.nimg < config.kimg * 1000 and not stopped_by:
+            batch, resolution = trainer.prepare()
+            stream.change(batch, levels(resolution))
             with watchdog.step():
-                batch, resolution = trainer.prepare()
-                stream.change(batch, levels(resolution))
                 with saves.at_a_shortage():
                     trainer.step(*next(feed))
                 progress.live()
@@ -100,6 +100,7 @@ def train(config: Config, run: RunDir | Onlooker, world: World = ALONE) -> int:
 
         if stopped_by and trainer.nimg != saves.saved_at:
             saves.save()
+        trainer.forget_captures()  # before the ranks part: NCCL waits for the graphs that hold its calls
     if stopped_by:
         again = continue_command(run, world)
         run.log(f"stopped at {trainer.nimg / 1000:.1f} of {config.kimg:g} kimg; continue with: {again}")
@@ -112,8 +113,8 @@ def continue_command(run: RunDir, world: World = ALONE) -> str:
     """The command line that continues a run."""
     launcher = "gankern"
     if world.size > 1:
-        launcher = f"torchrun --nproc-per-node={world.local_size} -m gankern"
-        launcher += f", on all {world.size // world.local_size} machines," * (world.size > world.local_size)
+        machines = world.size // world.local_size
+        launcher = f"torchrun {f'--nnodes={machines} ' * (machines > 1)}--nproc-per-node={world.local_size} -m gankern"
     return f"{launcher} train --resume {shlex.quote(str(run.path))}"
 
 

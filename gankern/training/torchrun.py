@@ -1,6 +1,7 @@
 """How the ranks that torchrun has started meet. Its environment variables are all that they go by."""
 
 import contextlib
+import faulthandler
 import os
 import time
 import uuid
@@ -14,6 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 from gankern.errors import InputError, RankError
 from gankern.training.distributed import ALONE, TIMEOUT, World
 
+LAST_SECONDS = 15
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -40,7 +42,11 @@ def join(timeout: float = TIMEOUT) -> Iterator[World]:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = " ".join(str(error).split())[:120]
         raise RankError(f"the {world.size} ranks didn't meet at {where} within {timeout:g} s ({reason})") from error
-    yield world  # after an error no goodbye: others may be gone, and it waits for them
+    try:
+        yield world
+    except BaseException:
+        faulthandler.dump_traceback_later(LAST_SECONDS, exit=True)  # NCCL's end may wait for ranks that are gone
+        raise
     dist.destroy_process_group()
 
 
