@@ -1,7 +1,7 @@
 """What the ranks of the tests run, as a script under torchrun; and what the test process compares it with, alone.
 
 ranks_util.py checks OUT DATA ARGV...   a run of the command line, then every check; results in OUT/rank-<r>.pt
-ranks_util.py dies CALL SIGNAL ARGV...  a command line whose rank 1, before any restart, gets a signal in an update
+ranks_util.py run ARGV...               a command line; dies ARGV...: one whose rank 1 gets a signal in an update
 """
 
 import contextlib
@@ -201,4 +201,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "checks":
         checks(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
     else:
-        sys.exit(dies(sys.argv[2:]))
+        sys.exit({"dies": dies, "run": main}[sys.argv[1]](sys.argv[2:]))
