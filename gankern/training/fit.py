@@ -16,6 +16,9 @@ from gankern.training.update import Lane
 if TYPE_CHECKING:
     from gankern.training.trainer import BaseTrainer
 
+SHARE = 0.9
+"""Of the GPU's memory, for what is tried: graphs hold a little more than eager steps, and snapshots need some."""
+
 _OF_LIBRARIES = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -47,6 +50,7 @@ def largest(trainer: BaseTrainer, real: Tensor, labels: Tensor, sizes: Sequence[
     """
     before, world = _on_host(trainer.state_dict()), trainer.world
     try:
+        _limit_memory(trainer.device, SHARE)
         for size in sizes:
             shortage = _try(trainer, real, labels, size)
             if not world.most(bool(shortage))[0]:
@@ -55,10 +59,15 @@ def largest(trainer: BaseTrainer, real: Tensor, labels: Tensor, sizes: Sequence[
             raise OutOfMemory(shortage or "--batch-gpu auto: another rank is out of GPU memory")
     finally:
         trainer.load_state_dict(before)
-        if trainer.device.type == "cuda":
-            torch.cuda.empty_cache()
+        _limit_memory(trainer.device, 1.0)
     trainer.warn(f"--batch-gpu auto: {size} of {len(real)} images at a time at {real.shape[-1]} px")
     return size
+
+
+def _limit_memory(device: torch.device, share: float) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def _try(trainer: BaseTrainer, real: Tensor, labels: Tensor, size: int) -> str:

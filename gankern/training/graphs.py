@@ -5,6 +5,7 @@ what seeding before the function does. Nothing in a function may make the host w
 computes once.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -62,8 +63,10 @@ class CudaGraphs:
 
     def _recover(self, before: torch.cuda.Stream) -> None:
         """Undoes what torch leaves behind where ending a broken capture raises: the capture's stream is current still,
-        and the generator takes itself to be captured and refuses to draw."""
+        the allocator fills its pool, and the generator takes itself to be captured and refuses to draw."""
         torch.cuda.set_stream(before)
+        with contextlib.suppress(RuntimeError):  # it has ended
+            torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
         generator = torch.cuda.default_generators[self.device.index]
         generator.graphsafe_set_state(torch.Generator(self.device).graphsafe_get_state())
 

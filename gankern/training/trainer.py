@@ -5,6 +5,7 @@ What a phase's update is stands in update.py; what its random numbers are, in se
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -249,4 +250,6 @@ class BaseTrainer:
 def fused_adam(network: nn.Module, **settings) -> torch.optim.Adam:
     """Adam in one launch, with its counts on the device."""
     capturable = next(network.parameters()).device.type == "cuda"
+    if capturable:  # torch warns of steps outside of a capture, which the warm-ups are
+        warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
     return torch.optim.Adam(network.parameters(), fused=True, capturable=capturable, **settings)
