@@ -5,7 +5,7 @@
     D        mean softplus(D(G(z))) + mean softplus(−D(x))
     D + R1   interval · γ/2 · ‖∇D(x)‖²
 
-What is done with their gradients stands in step.py.
+What is done with their gradients stands in step.py and update.py.
 """
 
 import math
@@ -47,17 +47,21 @@ class Phases(Recorder):
     """The losses of a generator and a discriminator; what they observe is kept until `pop_stats`.
 
     `sample_labels(n)` draws conditions [n, c_dim] for the generator. The running path length `pl_mean` is the
-    caller's to update, from `observed_lengths`; likewise w_avg from `observed_w`.
+    caller's to update, from the last loss's `observed_lengths`; likewise w_avg from `observed_w`.
     """
 
     def __init__(self, config: StyleGAN2Config, G: nn.Module, D: nn.Module, sample_labels: Callable[[int], Tensor]):
         super().__init__()
         self.config, self.G, self.D, self.sample_labels = config, G, D, sample_labels
         parameter = next(G.parameters())
-        self.device = parameter.device
-        self.pl_mean = torch.zeros([], device=self.device, dtype=parameter.dtype)
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.pl_mean = torch.zeros([], device=self.device, dtype=self.dtype)
         self.observed_w: list[Tensor] = []
         self.observed_lengths: list[Tensor] = []
+
+    def reals(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, R, R] in [-1, 1]."""
+        return images.to(self.dtype).div_(127.5).sub_(1)
 
     def g_main(self, n: int) -> Tensor:
         """The generator's loss on n samples."""
@@ -76,7 +80,7 @@ class Phases(Recorder):
         noise = torch.randn(img.shape, device=img.device) / math.sqrt(img.shape[2] * img.shape[3])
         lengths = loss.path_lengths(img, ws, noise)
         length = lengths.detach().mean()
-        self.observed_lengths.append(length)
+        self.observed_lengths = [length]
         penalty = (lengths - self.pl_mean.lerp(length, config.pl_decay)).square().mean()
         self.record("path_length", length)
         self.record("loss/path_length", penalty)
@@ -117,7 +121,7 @@ class Phases(Recorder):
         mixing = self.config.style_mixing > 0
         z = torch.randn(2 * n if mixing else n, self.config.z_dim, device=self.device)
         ws, *others = self.G.mapping(z, c.repeat(2, 1) if mixing else c).split(n)
-        self.observed_w.append(ws[:, 0].detach().mean(0))
+        self.observed_w = [ws[:, 0].detach().mean(0)]
         if mixing:
             (other,) = others
             cutoff = torch.randint(1, self.G.num_ws, [], device=self.device)
