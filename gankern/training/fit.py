@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 SHARE = 0.9
 """Of the GPU's memory, for what is tried: graphs hold a little more than eager steps, and snapshots need some."""
 
+GAINS_NOTHING = ("G path length",)
+"""What --recompute doesn't help: the second-order pass keeps all that is recomputed."""
+
 _OF_LIBRARIES = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -32,7 +35,7 @@ def describe_shortage(phase: str, lanes: int, images: int, trainer: BaseTrainer)
     size = images // lanes
     smaller = [d for d in range(size - 1, 0, -1) if images % d == 0 and trainer.config.fits_mbstd(d)]
     options = [f"--batch-gpu {smaller[0]}, or --batch-gpu auto"] if smaller else ["a smaller --batch"]
-    if getattr(trainer.config, "recompute", None) == 0:
+    if getattr(trainer.config, "recompute", None) == 0 and phase not in GAINS_NOTHING:
         options.append("--recompute")
     memory = ""
     if trainer.device.type == "cuda":

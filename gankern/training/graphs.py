@@ -65,7 +65,7 @@ class CudaGraphs:
         """Undoes what torch leaves behind where ending a broken capture raises: the capture's stream is current still,
         the allocator fills its pool, and the generator takes itself to be captured and refuses to draw."""
         torch.cuda.set_stream(before)
-        with contextlib.suppress(RuntimeError):  # it has ended
+        with contextlib.suppress(RuntimeError, AttributeError):  # ended already; private to torch
             torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
         generator = torch.cuda.default_generators[self.device.index]
         generator.graphsafe_set_state(torch.Generator(self.device).graphsafe_get_state())

@@ -55,9 +55,10 @@ def test_gradients_are_the_same(architectures):
 
 
 def test_it_saves_memory():
-    """What the graph keeps, by the estimate, which autograd's own hooks count."""
-    kept = [estimate(trainer_of(r).config)["activations"] for r in (0, 16, 8)]
-    assert kept[2] < kept[1] < 0.9 * kept[0]
+    """What the main phases' graphs keep, by the estimate, which autograd's own hooks count."""
+    options = {"pl_weight": 0.0, "gamma": 0.0}
+    kept = [estimate(trainer_of(r, **options).config)["activations"] for r in (0, 16, 8)]
+    assert kept[2] < 0.8 * kept[1] < 0.6 * kept[0]
 
 
 def test_blocks_are_computed_again():

@@ -103,7 +103,7 @@ def assert_alike(model: str, steps: int, batch_gpu: int, other) -> None:
 
 
 @pytest.mark.parametrize("batch_gpu", [8, 2])
-@pytest.mark.parametrize(("model", "steps"), [("stylegan2", 10), ("progan", 16)])
+@pytest.mark.parametrize(("model", "steps"), [("stylegan2", 10), ("progan", 18)])
 def test_graphs_change_nothing(model, steps, batch_gpu, deterministic):
     """All phases; ProGAN through a fade and a change of resolution."""
     replayed = trained(model, steps, batch_gpu, graph=True)
@@ -136,11 +136,14 @@ def test_a_capture_that_fails_on_a_gpu(model, deterministic):
 @pytest.mark.parametrize("model", ["stylegan2", "progan"])
 @pytest.mark.parametrize("graph", [False, True])
 def test_the_host_waits_for_nothing(model, graph):
+    """In an eager step, and in one that is replayed; capturing waits."""
+    at = (1, 5) if model == "stylegan2" else (1, 3)
+
     def spoil(trainer):
         step = trainer.step
 
         def watched(*args):
-            torch.cuda.set_sync_debug_mode("error" if trainer.steps in (1, 4, 5) else "default")
+            torch.cuda.set_sync_debug_mode("error" if trainer.steps in at else "default")
             try:
                 step(*args)
             finally:
