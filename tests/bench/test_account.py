@@ -31,17 +31,12 @@ def fused(resolution, batch, channel_base):
     return account.counted(steps.build(config, "meta"), "fused").total()
 
 
-NEXT = "the networks don't call the fused layers throughout yet"
-
-
-@pytest.mark.xfail(strict=True, reason=NEXT)
 def test_config_f_at_1024_keeps_to_its_goals():
     step = fused(1024, 8, 32768)
     assert step["bytes"] / 8 <= 20e9
     assert step["launches"] <= 1200
 
 
-@pytest.mark.xfail(strict=True, reason=NEXT)
 def test_256_keeps_to_its_goal():
     assert fused(256, 16, 16384)["bytes"] / 16 <= 2.6e9
 
