@@ -5,7 +5,7 @@ moving average of w belong to `gankern.training`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -85,9 +85,9 @@ class SynthesisBlock(nn.Module):
         return [self.conv1] if self.in_channels == 0 else [self.conv0, self.conv1]
 
     def forward(
-        self, x: Tensor | None, img: Tensor | None, ws: Tensor, noises: Iterator[Tensor | None]
+        self, x: Tensor | None, img: Tensor | None, ws: Tensor, noises: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
-        w = iter(ws.unbind(1))
+        w, noises = iter(ws.unbind(1)), iter(noises)
         if self.in_channels == 0:
             x = self.const[None].expand(ws.shape[0], -1, -1, -1)
         x = _laid_out(x.to(self.dtype), self.resolution)
@@ -106,6 +106,12 @@ class SynthesisBlock(nn.Module):
             y = self.torgb(x, next(w)).to(torch.promote_types(x.dtype, torch.float32))
             img = y if img is None else img + y
         return x, img
+
+    def chained(
+        self, x: Tensor, img: Tensor | None, layers: Sequence[dict], matrix: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The block on fused kernels, of operands that are made for all blocks at once."""
+        return fused.chained_block(self, x, img, layers, matrix)
 
 
 class Synthesis(nn.Module):
@@ -149,11 +155,12 @@ class Synthesis(nn.Module):
         if fused.serves(self.blocks(), ws):
             return fused.synthesize(self, ws, noises)
         x = img = None
-        first, noises = 0, iter(noises)
+        first = 0
         for block in self.blocks():
             # to-RGB shares its w with the next block's first convolution
-            x, img = block(x, img, ws[:, first : first + block.num_conv + block.has_rgb], noises)
-            first += block.num_conv
+            end = first + block.num_conv
+            x, img = block(x, img, ws[:, first : end + block.has_rgb], noises[first:end])
+            first = end
         return img
 
     def blocks(self) -> list[SynthesisBlock]:

@@ -6,6 +6,7 @@ layer's pass already multiplies by the styles of the layer that reads its output
 """
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -94,37 +95,43 @@ def synthesize(synthesis: nn.Module, ws: Tensor, noises: Sequence[Tensor | None]
     weights, energies, biases, rgb_weights = _prepared(convs, rgbs, dtype)
     matrices = _rgb_matrices(rgb_weights, styles[len(convs) :])
 
-    x = _modulated_constant(blocks[0].const, styles[0], dtype)
-    img = None
-    k = 0
+    layers = []
+    for k, conv in enumerate(convs):
+        layer = {"styles": styles[k], "weight": weights[k], "bias": biases[k], "noise": noises[k]}
+        layer["noise_strength"] = None if noises[k] is None else conv.noise_strength
+        layer["demodulation"] = ops.demodulate(energies[k], styles[k])
+        layer["next_styles"] = styles[k + 1] if k + 1 < len(convs) else None
+        layers.append(layer)
+    x, img, of_block = _modulated_constant(blocks[0].const, styles[0], dtype), None, iter(layers)
     for block in blocks:
-        for conv in block.convolutions():
-            last = k + 1 == len(convs)
-            read_plain = block.has_rgb and conv is block.conv1
-            x = ops.modulated_conv2d(
-                x,
-                weights[k],
-                styles[k],
-                noise=noises[k],
-                noise_strength=None if noises[k] is None else conv.noise_strength,
-                up=conv.up,
-                padding=conv.weight.shape[-1] // 2,
-                resample_filter=conv.resample_taps,
-                flip_weight=conv.up == 1,
-                bias=biases[k],
-                act=conv.act,
-                gain=ops.default_gain(conv.act),
-                demodulation=ops.demodulate(energies[k], styles[k]),
-                styled=True,
-                next_styles=None if last else styles[k + 1],
-                both=read_plain and not last,
-            )
-            k += 1
-        y, x = (x, x) if last or not block.has_rgb else x
-        if block.has_rgb:
-            part, bias = _to_rgb(y, next(matrices)), block.torgb.bias
-            img = part + bias[:, None, None] if img is None else part + _upsampled(img, bias, block.resample_taps)
+        own = list(itertools.islice(of_block, block.num_conv))
+        x, img = block.chained(x, img, own, next(matrices) if block.has_rgb else None)
     return img
+
+
+def chained_block(
+    block: nn.Module, x: Tensor, img: Tensor | None, layers: Sequence[dict], matrix: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """One resolution: x comes times the styles of the first convolution, and leaves times those of the next block's
+    first. `layers`: what each convolution is called with; `matrix`: each sample's own of to-RGB."""
+    for conv, layer in zip(block.convolutions(), layers, strict=True):
+        x = ops.modulated_conv2d(
+            x,
+            up=conv.up,
+            padding=conv.weight.shape[-1] // 2,
+            resample_filter=conv.resample_taps,
+            flip_weight=conv.up == 1,
+            act=conv.act,
+            gain=ops.default_gain(conv.act),
+            styled=True,
+            both=matrix is not None and conv is block.conv1 and layer["next_styles"] is not None,
+            **layer,
+        )
+    if matrix is None:
+        return x, img
+    y, x = x if isinstance(x, tuple) else (x, x)
+    part, bias = _to_rgb(y, matrix), block.torgb.bias
+    return x, part + (bias[:, None, None] if img is None else _upsampled(img, bias, block.resample_taps))
 
 
 def _modulated_constant(const: Tensor, styles: Tensor, dtype: torch.dtype) -> Tensor:

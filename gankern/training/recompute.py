@@ -23,7 +23,9 @@ def recompute_blocks(network: nn.Module, resolution: int) -> None:
     """Makes the blocks of `network` (its children with a `resolution`, from this one on) recompute."""
     for block in network.children():
         if getattr(block, "resolution", 0) >= resolution:
-            block.forward = partial(_recomputed, block.forward)
+            for name in ("forward", "chained"):  # as it runs on plain operators, and on fused ones
+                if hasattr(block, name):
+                    setattr(block, name, partial(_recomputed, getattr(block, name)))
 
 
 def _recomputed(forward: Callable, *args):

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from gankern.bench.traffic import count
+from gankern.ops import _impl, use_impl
 from gankern.training import Trainer
 from gankern.training.config import resolve
 from gankern.training.memory import estimate
@@ -52,6 +54,30 @@ def test_gradients_are_the_same(architectures):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert found[name].equal(value), (phase, name)
+
+
+@pytest.mark.skipif(not _impl.interpreting(), reason="the interpreter is off where there is a GPU")
+def test_gradients_are_the_same_on_fused_kernels(host_build):
+    options = {"channel_max": 4, "precision": "fp64"}
+    plain, again = trainer_of(0, **options), trainer_of(16, **options)
+    with use_impl("cuda"):
+        expected, found = gradients(plain, "G"), gradients(again, "G")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].equal(value), name
+
+
+def test_it_saves_memory_on_fused_kernels():
+    """Of what lives at the peak, by the account on meta tensors."""
+    peaks = []
+    for r in (0, 32):
+        config = resolve(SMALL | {"recompute": r, "channel_base": 4096}, resolution=256, c_dim=0, identity="")
+        with torch.device("meta"):
+            trainer = Trainer(config, "meta", lambda n: torch.empty(n, 0, device="meta"))
+        with use_impl("triton"):
+            trainer.G.requires_grad_(True)
+            peaks.append(count(lambda: trainer.phases.g_main(4).backward()).peak_bytes)  # noqa: B023
+    assert peaks[1] < 0.85 * peaks[0]  # gradients and weights are there either way
 
 
 def test_it_saves_memory():
