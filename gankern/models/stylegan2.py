@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gankern import ops
 from gankern.models import stylegan2_fused as fused
 from gankern.nn import EqualizedConv2d, EqualizedLinear, Mapping, ModulatedConv2d, ToRGB
-from gankern.nn.layers import NOISE_MODES, add_filter, conv_pair
+from gankern.nn.layers import NOISE_MODES, add_filter, residual_block
 from gankern.nn.scaled import Scaled
 
 ARCHITECTURES = ("skip", "orig", "resnet")
@@ -270,9 +270,8 @@ class DiscriminatorBlock(nn.Module):
             x = y if x is None else x + y
             img = ops.downsample2d(img, self.resample_taps) if self.architecture == "skip" else img
         if self.architecture == "resnet":
-            y = self.skip(x, math.sqrt(0.5), scaled.get(self.skip))
-            return conv_pair(self.conv0, self.conv1, x, math.sqrt(0.5), y, scaled), img
-        return conv_pair(self.conv0, self.conv1, x, 1.0, None, scaled), img
+            return residual_block(self.conv0, self.conv1, self.skip, x, math.sqrt(0.5), scaled), img
+        return residual_block(self.conv0, self.conv1, None, x, 1.0, scaled), img
 
 
 class DiscriminatorEpilogue(nn.Module):

@@ -144,25 +144,30 @@ class EqualizedConv2d(nn.Module):
         return f"{i}, {o}, kernel_size={k}, act={self.act}, up={self.up}, down={self.down}"
 
 
-def conv_pair(
+def residual_block(
     first: EqualizedConv2d,
     second: EqualizedConv2d,
+    skip: EqualizedConv2d | None,
     x: Tensor,
     gain: float,
-    residual: Tensor | None,
-    scaled: dict[EqualizedConv2d, tuple[Tensor, Tensor | None]],
+    scaled: dict[nn.Module, tuple[Tensor, Tensor | None]],
 ) -> Tensor:
-    """second(first(x), gain) + residual, where `second` reduces by 2: the discriminator's pair of convolutions.
+    """second(first(x), gain) + skip(x, gain), where `second` and `skip` reduce by 2: a block of the discriminator.
 
     With fused kernels one pass stands between the two convolutions (bias, activation and filter) and one after them
     (bias, activation and the sum). `scaled`: weights and biases as far as they are made already.
     """
     if not ops.runs_fused(x):
-        y = second(first(x), gain=gain)
-        return y if residual is None else y + residual
+        y = None if skip is None else skip(x, gain)
+        z = second(first(x), gain=gain)
+        return z if y is None else z + y
     w, b = scaled.get(first) or first.scaled(x)
-    f, k = second.resample_taps, second.weight.shape[-1]
-    t = ops.conv2d(x, w, padding=w.shape[-1] // 2)
+    f, k, padding, residual = second.resample_taps, second.weight.shape[-1], w.shape[-1] // 2, None
+    if skip is None:
+        t = ops.conv2d(x, w, padding=padding)
+    else:
+        t, reduced = ops.residual_branches(x, w, skip.resample_taps, padding)
+        residual = ops.conv2d(reduced, (scaled.get(skip) or skip.scaled(x, gain))[0])
     t = ops.bias_act_upfirdn2d(t, b, f, padding=ops.downsample_padding(f, k // 2), **first.activation())
     w, b = scaled.get(second) or second.scaled(x, gain)
     return ops.bias_act(ops.conv2d(t, w, stride=2), b, **second.activation(gain), residual=residual)

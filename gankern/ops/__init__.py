@@ -16,6 +16,7 @@ from gankern.ops.minibatch_stddev import minibatch_stddev, minibatch_stddev_refe
 from gankern.ops.modulated_conv2d import demodulation, modulated_conv2d, modulated_conv2d_reference
 from gankern.ops.pixel_norm import pixel_norm, pixel_norm_reference
 from gankern.ops.prepare_weights import Weight, prepare_weights
+from gankern.ops.residual import residual_branches
 from gankern.ops.upfirdn2d import downsample2d, setup_filter, upfirdn2d, upfirdn2d_reference, upsample2d
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "pixel_norm",
     "pixel_norm_reference",
     "prepare_weights",
+    "residual_branches",
     "runs_fused",
     "setup_filter",
     "upfirdn2d",

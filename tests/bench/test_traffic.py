@@ -104,10 +104,12 @@ def test_a_discriminator_block_keeps_to_the_rule(impl):
     forward, backward = discriminator_block(impl)
     convolutions = 2 + 1.5 + 0.75
     assert forward.bytes <= (convolutions + 2 + 1.5 + 1.25 + SMALL) * A
-    # the same passes backward, the convolutions' gradients (each reads dy), and 3 A where the two branches' meet
-    assert backward.bytes <= (3 + 2.5 + 1 + 4 + 2 + 1.75 + 3 + SMALL) * A
+    # the same passes backward, the convolutions' gradients (each reads dy), and what it takes where the two branches'
+    # meet: Triton's filter of the skip reads the other's gradient where it writes, csrc's leaves that to a pass
+    meet = {"triton": 1, "cuda": 3}[impl]
+    assert backward.bytes <= (3 + 2.5 + 1 + 4 + 2 + 1.75 + meet + SMALL) * A
     assert len(large(forward)) == 6
-    assert len(large(backward)) == 10
+    assert len(large(backward)) == (9 if impl == "triton" else 10)
 
 
 def test_the_reference_block_moves_twice_as_much_forward():

@@ -110,6 +110,7 @@ REGISTERED = {
     "demodulate": [(8, 6), S, 50.0],
     "demodulate_backward": [(4, 8), (8, 6), S, (4, 8), [False, True]],
     "prepare_weights": [(96,), *PREPARED, torch.float32],
+    "residual_branches": [(4, 6, 6, 4), W, F4, 1],
 }
 NOT_AUTOGRAD = {
     "bias_act_second": [X, (6,), X, None, None, X, 1, "tanh", 0.0, 1.0, 0.7],
@@ -126,6 +127,7 @@ NOT_AUTOGRAD = {
     "demodulate_backward-all": [(4, 8), (8, 6), S, (4, 8), [True, True]],
     "demodulate_second": [S, (4, 8), (8, 6), S, (4, 8), True],
     "prepare_weights_backward": [(96,), (14,), (96,), *PREPARED],
+    "residual_branches_backward": [(4, 8, 6, 4), (4, 6, 3, 2), (4, 6, 6, 4), W, F4, True, 1],
 }
 ELSEWHERE = ("upfirdn2d_bias_act", "bias_act_upfirdn2d")  # with their own tests: test_fir_act.py
 
