@@ -1,4 +1,4 @@
-"""The modulated layer's part of a benchmark, and that of the small operators around it."""
+"""The convolutional layers' parts of a benchmark, and those of the small operators around them."""
 
 import math
 
@@ -103,3 +103,26 @@ def prepared(site: Site, t: Tensors, impl: str | None) -> Tensor:
 def prepared_eager(site: Site, t: Tensors) -> Tensor:
     scaled = [(t[name] * 0.5).flatten() for name in ("x", "up")]
     return torch.cat([*scaled, t["x"].square().sum([2, 3]).flatten()])
+
+
+# -- residual_branches -------------------------------------------------------------------------------------------------
+
+
+def branch_sites(network: Network) -> list[Site]:
+    return [Site("block", c, r, c) for c, r in network.levels(8)] if network.kind == "stylegan2" else []
+
+
+def branch_tensors(site: Site, make: Make) -> Tensors:
+    return {"x": make.image(site), "weight": make(site.out, site.channels, 3, 3)} | make.filters()
+
+
+def _together(t: Tensor, s: Tensor) -> Tensor:
+    return torch.cat([t.flatten(1), s.flatten(1)], 1)
+
+
+def branches(site: Site, t: Tensors, impl: str | None) -> Tensor:
+    return _together(*ops.residual_branches(t["x"], t["weight"], t["f"], 1, impl=impl))
+
+
+def branches_eager(site: Site, t: Tensors) -> Tensor:
+    return _together(F.conv2d(t["x"], t["weight"], padding=1), plain_fir(t["x"], t["whole"], 1, stride=2))

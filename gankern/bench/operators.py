@@ -307,6 +307,15 @@ OPS: dict[str, Op] = {
         ),
         memory_bound=False,
     ),
+    "residual_branches": Op(
+        modulated.branch_sites,
+        modulated.branch_tensors,
+        modulated.branches,
+        modulated.branches_eager,
+        {"forward": (2, 1), "backward": (3, 1)},
+        (Site("block", *_MIDDLE, 128),),
+        memory_bound=False,
+    ),
     "demodulate": Op(
         modulated.demodulation_sites,
         modulated.demodulation_tensors,

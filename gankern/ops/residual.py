@@ -60,6 +60,7 @@ def _backward(ctx, dt, ds):
 
 
 _branches.register_autograd(_backward, setup_context=_save)
+_impl.declare("residual_branches", "triton", "cuda", "reference")
 
 
 def residual_branches(
@@ -69,7 +70,7 @@ def residual_branches(
 
     x [N, I, H, W], weight [O, I, k, k] in x's dtype, f from `setup_filter`. Raises ValueError as the two do.
     """
-    impl = _impl.choose("upfirdn2d", impl, x)
+    impl = _impl.choose("residual_branches", impl, x)
     if impl == "reference":
         return conv2d(x, weight, padding=padding), upfirdn2d(x, f, **_fir(f), impl=impl)
     if x.ndim != 4 or weight.ndim != 4 or weight.shape[1] != x.shape[1] or weight.dtype != x.dtype:

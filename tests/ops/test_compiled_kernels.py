@@ -21,12 +21,21 @@ SMALL = {"demodulate", "prepare_weights"}
 EXEMPT |= dict.fromkeys(("layer_sums", *(f"demodulate{end}" for end in ("", "_backward", "_second"))), "small")
 EXEMPT |= dict.fromkeys(("prepare_weights", "prepare_weights_backward"), "once a step; its layouts cross each other")
 KERNELS = {op: ["fir_act.kernels"] for op in ("upfirdn2d_bias_act", "bias_act_upfirdn2d")}
+KERNELS["residual_branches"] = ["upfirdn2d.kernels"]
 KERNELS["modulated_conv2d"] = [f"modulated_conv2d.{module}" for module in ("kernels", "fir", "gemm", "second")]
 STORES_SUMS = {"instance_norm_statistics", "instance_norm_sums"}
 """Kernels that read images and write a few sums of them."""
 LOADS_SUMS = {"minibatch_stddev_fill"}
 """The other way round."""
-FIR = {"upfirdn2d", "filter_act", "filter_act_backward", "act_filter", "act_filter_backward", "act_filter_tangent"}
+FIR = {
+    "upfirdn2d",
+    "upfirdn2d_add",
+    "filter_act",
+    "filter_act_backward",
+    "act_filter",
+    "act_filter_backward",
+    "act_filter_tangent",
+}
 FIR |= {"layer_fir_forward", "layer_fir_backward"}
 """In NCHW each tap reads rows shifted by a pixel, which no 16 bytes are aligned to; the networks run channels_last."""
 
