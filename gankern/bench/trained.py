@@ -7,6 +7,7 @@ Its numbers are compared with those of the same trainer in plain eager, without 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -74,16 +75,31 @@ def pairs(config: Config, device: str) -> Iterator[tuple[Tensor, Tensor]]:
     with use_impl("reference"):
         expected = _first_updates(config, device, graph=False)
     found = _first_updates(config, device, graph=True)
-    for phase, (loss, gradients, _, _) in expected.items():
-        got_loss, got_gradients, change, got_change = found[phase]
-        yield loss, got_loss
-        yield gradients, got_gradients
-        yield change, got_change
+    for phase, first in expected.items():
+        got = found[phase]
+        yield first.loss, got.loss
+        yield first.gradients, got.gradients
+        yield _adams_first_step(first, got.gradients), got.change  # not first.change: it has the gradients' signs
 
 
-def _first_updates(config: Config, device: str, graph: bool) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Of each phase, always from the same weights: the loss, the gradients, the change of the weights that Adam's
-    equation gives for these gradients, and the one that the update made."""
+@dataclass(frozen=True)
+class _First:
+    """A phase's first update: what it saw, how it changed the weights, Adam's settings."""
+
+    loss: Tensor
+    gradients: Tensor
+    change: Tensor
+    lr: float
+    eps: float
+
+
+def _adams_first_step(first: _First, g: Tensor) -> Tensor:
+    """−lr·g / (|g| + ε): after one step the corrected moments are g and g². Kingma & Ba 2015 (arXiv:1412.6980)."""
+    return -first.lr * g / (g.abs() + first.eps)
+
+
+def _first_updates(config: Config, device: str, graph: bool) -> dict[str, _First]:
+    """Of each phase, always from the same weights; `graph`: as replays."""
     torch.manual_seed(0)
     racer = Racer(config, device, graph)
     updates = racer.trainer.updates
@@ -92,16 +108,16 @@ def _first_updates(config: Config, device: str, graph: bool) -> dict[str, tuple[
     before = [t.detach().clone() for t in state]
     if graph:
         racer.warm_up()
-    found = {}
+    found: dict[str, _First] = {}
     for phase, update in updates.items():
         _begin_anew(racer, state, before)
-        weights = {name: p.detach().clone() for name, p in update.phase.network.named_parameters()}
+        network = update.phase.network
+        weights = {name: p.detach().clone() for name, p in network.named_parameters()}
         racer.update(phase)
         loss, *gradients = (t.clone() for t in seen[phase].values())
-        names = list(seen[phase])[1:]
-        moved = [update.phase.network.get_parameter(name).detach() - weights[name] for name in names]
-        expected = [_adams_first_step(update, g) for g in gradients]
-        found[phase] = (loss.double(), *(_joined(tensors) for tensors in (gradients, expected, moved)))
+        moved = [network.get_parameter(name).detach() - weights[name] for name in list(seen[phase])[1:]]
+        settings = update.phase.optimizer.param_groups[0]
+        found[phase] = _First(loss.double(), _joined(gradients), _joined(moved), settings["lr"], settings["eps"])
     return found
 
 
@@ -138,12 +154,6 @@ def _begin_anew(racer: Racer, state: list[Tensor], before: list[Tensor]) -> None
         for moments in optimizer.state.values():
             for value in moments.values():
                 value.zero_()
-
-
-def _adams_first_step(update: Update, g: Tensor) -> Tensor:
-    """−lr·g / (|g| + ε): after one step the corrected moments are g and g². Kingma & Ba 2015 (arXiv:1412.6980)."""
-    settings = update.phase.optimizer.param_groups[0]
-    return -settings["lr"] * g / (g.abs() + settings["eps"])
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:
