@@ -76,11 +76,11 @@ print(f"copy {clock.copy_rate():.0f} GB/s, bf16 matrix product {clock.matmul_rat
     stage tests 70 python3 -m pytest -v --tb=short $spread -p no:cacheprovider -m gpu \
         tests/ops tests/training tests/metrics tests/bench
     stage train-256 40 python3 -m gankern bench train --resolution 256 --channel-base 16384 --batch 16 \
-        --providers triton,eager --seconds 16 --out "$out/train_256_$gpu.json"
+        --providers graphs,triton,eager --seconds 16 --out "$out/train_256_$gpu.json"
     stage modulated 65 python3 -m gankern bench ops --quick --seconds 46 --network config-f-1024 \
         --ops modulated_conv2d --providers eager,compile,triton,triton_gemm,cuda --out "$out/ops_modulated_$gpu.json"
     stage train-1024 55 python3 -m gankern bench train --resolution 1024 --channel-base 32768 --batch 8 \
-        --providers triton,eager --seconds 24 --out "$out/train_1024_$gpu.json"
+        --providers graphs,triton,eager --seconds 24 --out "$out/train_1024_$gpu.json"
     stage memory 75 python3 -m gankern bench ops --quick --seconds 58 --network config-f-1024,progan \
         --providers eager,compile,triton,cuda \
         --ops "${GPU_CHECK_OPS:-bias_act,upfirdn2d,pixel_norm,bias_act_pixel_norm,instance_norm,upfirdn2d_bias_act,bias_act_upfirdn2d}" \

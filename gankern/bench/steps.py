@@ -8,7 +8,7 @@ Fresh networks, random or (on the meta device) no reals, no labels; without the 
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
 
@@ -19,6 +19,7 @@ from gankern.errors import InputError
 from gankern.training import phases, progan_phases
 from gankern.training.config import MODELS, adam_settings, resolve
 from gankern.training.ema import update_ema
+from gankern.training.guard import Guard
 from gankern.training.options import Config
 from gankern.training.recorder import Recorder
 
@@ -36,12 +37,13 @@ class Part:
 
 @dataclass
 class Step:
-    """The parts of a step by name, its networks, and how many images it takes."""
+    """The parts of a step by name, its networks, how many images it takes, and what it warns of while it runs."""
 
     parts: dict[str, Part]
     G: nn.Module
     D: nn.Module
     batch: int
+    said: list[str] = field(default_factory=list)
 
     @property
     def losses(self) -> list[str]:
@@ -82,7 +84,8 @@ def batch(config: Config) -> int:
     return config.schedule().batches[config.resolution] if config.model == "progan" else config.batch
 
 
-def _no_labels(device: torch.device | str) -> Callable[[int], Tensor]:
+def no_labels(device: torch.device | str) -> Callable[[int], Tensor]:
+    """What gives n samples' conditions, [n, 0]."""
     return lambda n: torch.empty(n, 0, device=device)
 
 
@@ -101,15 +104,17 @@ def _updates(step: Step, adam: dict[str, Callable], often: dict[str, float], bet
     """Adds Adam for both networks, with the guard against gradients that aren't finite, and the average."""
     for name, make in adam.items():
         network = getattr(step, name)
-        optimizer = make(list(network.parameters()))
-        step.parts[f"Adam {name}"] = Part(often[name], partial(_update, optimizer), name)
+        optimizer, guard = make(list(network.parameters())), Guard(next(network.parameters()).device)
+        loss = torch.zeros([], device=guard.state.device)
+        step.parts[f"Adam {name}"] = Part(often[name], partial(_update, network, optimizer, guard, loss), name)
     average = copy.deepcopy(step.G).requires_grad_(False)
     step.parts["EMA"] = Part(1.0, partial(update_ema, average, step.G, beta), "G")
 
 
-def _update(optimizer: torch.optim.Optimizer) -> None:
-    grads = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
-    torch.isfinite(torch.stack(torch._foreach_norm(grads)).sum())
+def _update(network: nn.Module, optimizer: torch.optim.Optimizer, guard: Guard, loss: Tensor) -> None:
+    named = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    guard.check(loss, list(named), list(named.values()))
+    optimizer.found_inf = guard.found_inf
     optimizer.step()
 
 
@@ -127,10 +132,12 @@ class _MetaAdam(torch.optim.Optimizer):
             if not self.state[p]:
                 self.state[p].update(m=torch.empty_like(p), v=torch.empty_like(p), step=torch.empty([], device="meta"))
         m, v, steps = ([self.state[p][key] for p in parameters] for key in ("m", "v", "step"))
+        skip = self.found_inf
         torch._foreach_add_(steps, 1)
         more = {"lr": group["lr"], "beta1": group["betas"][0], "beta2": group["betas"][1], "eps": group["eps"]}
         more |= {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
-        torch._fused_adam_(parameters, [p.grad for p in parameters], m, v, [], steps, **more)
+        torch._fused_adam_(parameters, [p.grad for p in parameters], m, v, [], steps, **more, found_inf=skip)
+        torch._foreach_sub_(steps, [skip] * len(steps))  # as torch takes back the count of a skipped step
 
 
 def _adam(**kwargs) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
@@ -159,8 +166,8 @@ def _compiled(G: nn.Module, D: nn.Module) -> tuple[SimpleNamespace, nn.Module]:
 def stylegan2(config: Config, device: torch.device | str, compiled: bool = False) -> Step:
     """StyleGAN2's step. `compiled`: under torch.compile, without the parts that are DOUBLE."""
     G, D = phases.build_networks(config, device)
-    of = phases.Phases(config, G, D, _no_labels(device))
-    main = phases.Phases(config, *_compiled(G, D), _no_labels(device)) if compiled else of
+    of = phases.Phases(config, G, D, no_labels(device))
+    main = phases.Phases(config, *_compiled(G, D), no_labels(device)) if compiled else of
     step, n, r = Step({}, G, D, config.batch), config.batch, config.resolution
     real = torch.empty(n, 3, r, r, device=device, dtype=of.pl_mean.dtype).uniform_(-1, 1)
     labels = torch.empty(n, 0, device=device)
@@ -188,10 +195,10 @@ def progan(config: Config, device: torch.device | str, compiled: bool = False, r
     """ProGAN's step at a stage, nothing fading in: the last one unless `resolution` names another. `compiled`: as
     above."""
     G, D = progan_phases.build_networks(config, device)
-    of = progan_phases.ProGANPhases(config, G, D, _no_labels(device))
+    of = progan_phases.ProGANPhases(config, G, D, no_labels(device))
     main = of
     if compiled:
-        main = progan_phases.ProGANPhases(config, torch.compile(G), torch.compile(D), _no_labels(device))
+        main = progan_phases.ProGANPhases(config, torch.compile(G), torch.compile(D), no_labels(device))
     r = resolution or config.resolution
     for losses in (of, main):
         losses.go_to(config.schedule().place(float((config.resolution // r).bit_length() - 1)))

@@ -1,7 +1,7 @@
 """`gankern bench train`: the race. A training step's parts, timed for each provider on one card, one after another.
 
-A provider is a function that makes a step (steps.py) whose parts run its way. Losses and gradients are compared with
-plain eager's in float32 first, with one set of weights; what differs isn't timed.
+A provider is a function that makes a step (steps.py; the trainer's own: trained.py) whose parts run its way. Losses and
+gradients are compared with plain eager's in float32 first, with one set of weights; what differs isn't timed.
 """
 
 import contextlib
@@ -11,17 +11,17 @@ import gc
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gankern.bench import peer, report, steps
+from gankern.bench import peer, report, steps, trained
 from gankern.bench.limit import Limit, limit
 from gankern.bench.timing import Timing, quartiles
-from gankern.errors import InputError
+from gankern.errors import InputError, OutOfMemory
 from gankern.files import replacing
 from gankern.ops import _impl, use_impl
 from gankern.training.options import Config
@@ -54,11 +54,12 @@ PROVIDERS: dict[str, Make] = {
     "eager": functools.partial(_under, "reference"),
     "compile": functools.partial(_under, "reference", compiled=True),
     "fused": functools.partial(_under, None),
+    "graphs": trained.step,
     "triton": functools.partial(_under, "triton"),
     "cuda": functools.partial(_under, "cuda"),
 }
-"""eager: operators in plain PyTorch. compile: those under torch.compile. fused: what is chosen on this GPU; triton and
-cuda: forced."""
+"""eager: operators in plain PyTorch. compile: those under torch.compile. fused: what is chosen on this GPU; graphs:
+that in the trainer's own updates, as CUDA graphs; triton and cuda: forced."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def check(race: Race) -> None:
         return
     if race.peer_repo:
         raise InputError(f"--peer-repo {race.peer_repo}: it needs a CUDA GPU, not --device cpu")
-    wanted = {"fused": None, "triton": "triton", "cuda": "cuda"}
+    wanted = {"fused": None, "graphs": None, "triton": "triton", "cuda": "cuda"}
     for name in race.providers:
         impl = wanted.get(name, "reference")
         reason = "on a CPU it is eager" if impl is None else _impl.obstacle(impl, torch.device("cpu"))
@@ -133,25 +134,35 @@ def _for_comparing(config: Config) -> Config:
 
 
 def difference(config: Config, device: str, make: Make) -> float:
-    """The largest relative difference of a part's loss or gradients from plain eager's, in float32."""
-    worst, found = 0.0, []
+    """The largest relative difference of a part's loss or gradients from plain eager's, in float32; of the trainer's
+    updates, from plain eager ones of its own, and of what Adam did."""
+    config = _for_comparing(config)
+    found = trained.pairs(config, device) if make is trained.step else _pairs(config, device, make)
+    return max(_apart(a, b) for a, b in found)
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    """Of b from a, relative to its norm."""
+    if a.shape != b.shape:
+        return math.inf
+    apart = (a - b).norm() / a.norm().clamp(min=0 if a.dim() else 1e-6)
+    return apart.item() if apart.isfinite() else math.inf
+
+
+def _pairs(config: Config, device: str, make: Make) -> Iterable[tuple[Tensor, Tensor]]:
+    """The losses and the gradients, in plain eager and of `make`."""
+    found = []
     for one in (PROVIDERS["eager"], make):
         torch.manual_seed(0)
-        step = one(_for_comparing(config), device)
-        values = {}
+        step = one(config, device)
+        values = []
         for name in step.losses:
             torch.manual_seed(1)
             loss = step.parts[name].run().double()
-            values[name] = loss, torch.cat([g.flatten() for g in step.gradients(name)])
+            values += [loss, torch.cat([g.flatten() for g in step.gradients(name)])]
             step.clear()
         found.append(values)
-    for name, (a, ga) in found[0].items():
-        b, gb = found[1][name]
-        if ga.shape != gb.shape:
-            return math.inf
-        for apart in ((a - b).abs() / a.abs().clamp(min=1e-6), (ga - gb).norm() / ga.norm()):
-            worst = max(worst, apart.item()) if apart.isfinite() else math.inf
-    return worst
+    return zip(*found, strict=True)
 
 
 # -- times -------------------------------------------------------------------------------------------------------------
@@ -182,17 +193,18 @@ def timed(run: Callable[[], object], device: str, seconds: float) -> Timing:
 
 def _measure(race: Race, make: Make, seconds: float) -> dict:
     """All parts of one provider, and what they make of a step."""
+    if race.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # before it is made: what captures take, they take then
     torch.manual_seed(0)
     step, parts = make(race.config, race.device), {}
-    if race.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     for name, part in step.parts.items():
         step.prepare(name)
         figures = timed(part.run, race.device, seconds / len(step.parts))
         parts[name] = {"often": part.often, **dataclasses.asdict(figures)}
     ms = sum(row["often"] * row["median"] for row in parts.values())
     peak = torch.cuda.max_memory_allocated() if race.device == "cuda" else None
-    return {"parts": parts, "step_ms": ms, "s_per_kimg": ms / step.batch, "peak_bytes": peak}
+    row = {"parts": parts, "step_ms": ms, "s_per_kimg": ms / step.batch, "peak_bytes": peak}
+    return row | ({"not_replayed": "; ".join(step.said)} if step.said else {})
 
 
 def _provider(race: Race, name: str, seconds: float) -> dict:
@@ -201,6 +213,8 @@ def _provider(race: Race, name: str, seconds: float) -> dict:
     if name == "compile":
         parts = " and ".join(steps.DOUBLE[race.config.model])
         told["note"] = f"{parts} in eager: torch.compile refuses double backward; gankern's operators stay whole in it"
+    if name == "graphs":
+        told["note"] = trained.NOTE
     try:
         if name != "eager":
             with _math(tf32=False, benchmark=False), _eager_random_numbers(name):
@@ -210,7 +224,7 @@ def _provider(race: Race, name: str, seconds: float) -> dict:
             _free(race.device)
         with _math(tf32=True, benchmark=True):
             return told | _measure(race, make, seconds)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, OutOfMemory):
         return told | {"failure": "out of memory"}
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
@@ -281,10 +295,11 @@ def table(result: dict) -> str:
     names = list(dict.fromkeys(part for row in result["providers"].values() for part in row.get("parts", {})))
     rows, notes = [], []
     for provider, row in result["providers"].items():
-        notes += [f"{provider}: {row[key]}" for key in ("failure", "note") if key in row]
+        notes += [f"{provider}: {row[key]}" for key in ("failure", "not_replayed", "note") if key in row]
         if "s_per_kimg" not in row:
             continue
-        cells = [f"{row['parts'][name]['median']:.2f}" if "parts" in row else None for name in names]
+        parts = row.get("parts", {})
+        cells = [f"{parts[name]['median']:.2f}" if name in parts else None for name in names]
         figures = [
             f"{row['s_per_kimg']:.3f}",
             f"{row['img_per_s']:.1f}",
@@ -292,7 +307,7 @@ def table(result: dict) -> str:
             f"{row['percent']:.1f}%",
         ]
         peak = None if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f}"
-        rows.append([provider, *cells, *figures, peak])
+        rows.append([f"{provider}, not replayed" if "not_replayed" in row else provider, *cells, *figures, peak])
     header = ["ms (median)", *names, "s/kimg", "img/s", "TFLOP/s", "of the limit", "peak GB"]
     if "stylegan3" in result["providers"]:
         notes.append("stylegan3: its own whole loop by its own clock, the data path included")

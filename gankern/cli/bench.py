@@ -60,12 +60,12 @@ def _add_train(actions: argparse._SubParsersAction) -> None:
         "train",
         help="race: time a training step for each provider on this GPU",
         description="Times each phase, Adam and the average of the networks in plain eager, under torch.compile and "
-        "fused, and the whole weighted step; with --peer-repo the StyleGAN3 repository's own loop too. Numbers are "
-        "compared first; what is wrong isn't timed.",
+        "fused, and the trainer's own updates as CUDA graphs; and the whole weighted step. With --peer-repo the "
+        "StyleGAN3 repository's own loop too. Numbers are compared first; what is wrong isn't timed.",
     )
     parser.set_defaults(func=run_train)
     _step(parser)
-    parser.add_argument("--providers", metavar="LIST", help=f"{','.join(train.PROVIDERS)} (default: the first three)")
+    parser.add_argument("--providers", metavar="LIST", help=f"{','.join(train.PROVIDERS)} (default: the first four)")
     parser.add_argument("--peer-repo", metavar="PATH", help="a clone of the StyleGAN3 repository, to run as it is")
     parser.add_argument("--seconds", type=float, metavar="S", help="for the timing (default 60) and for the peer (600)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry look, no measurement")
@@ -99,7 +99,7 @@ def run_traffic(args: argparse.Namespace) -> int:
 
 
 def run_train(args: argparse.Namespace) -> int:
-    default = "eager,compile,fused" if args.device == "cuda" else "eager"
+    default = "eager,compile,fused,graphs" if args.device == "cuda" else "eager"
     if args.seconds is not None and not 0 < args.seconds < float("inf"):
         raise InputError(f"--seconds {args.seconds}: expected a number > 0")
     race = train.Race(

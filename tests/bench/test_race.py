@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gankern.bench import peer, steps, train
+from gankern.bench import peer, steps, train, trained
 from gankern.bench.limit import limit
 from gankern.data import open_dataset
 from gankern.ops import use_impl
@@ -20,9 +23,9 @@ def small(model="stylegan2", batch=4):
     return steps.settings(model, 8, batch, 32, "fp32", **({"mapping_layers": 2} if model == "stylegan2" else {}))
 
 
-def race(providers, seconds=100.0):
+def race(providers, seconds=100.0, config=None):
     said = []
-    found = train.run(train.Race(small(), providers, "cpu", seconds), said.append, None)
+    found = train.run(train.Race(config or small(), providers, "cpu", seconds), said.append, None)
     return found, "\n".join(said)
 
 
@@ -137,12 +140,151 @@ def test_what_differentiates_twice_is_not_compiled(monkeypatch, model):
         assert bool(called) == (name not in steps.DOUBLE[model]), name
 
 
+class Names(TorchDispatchMode):
+    """Of the operators that run, in their order."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_adam_is_counted_as_the_trainer_takes_it():
+    """Its part on meta tensors runs the operators of the trainer's own, which also adds to statistics."""
+    config = small("progan")
+    step, racer = steps.build(config, "meta"), trained.Racer(config, "cpu", graph=False)
+    step.prepare("Adam D")
+    with Names() as counted:
+        step.parts["Adam D"].run()
+    racer.update("D")
+    update = racer.trainer.updates["D"]
+    for p in update.phase.optimizer.state:  # what has had a gradient
+        p.grad = torch.zeros_like(p)
+    with Names() as applied:
+        update._apply()
+    counted, applied = (Counter(n for n in names.seen if n.startswith("aten::")) for names in (counted, applied))
+    assert counted["aten::_fused_adam_"] == 1
+    assert not counted - applied
+    assert set(applied - counted) <= {"aten::select.int", "aten::slice.Tensor", "aten::add_.Tensor"}
+
+
+# -- the trainer's own updates -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def racer(monkeypatch):
+    """racer(spoil=None, fail_at=0): trainers' graphs are recorded operators, and those with graphs are given to
+    spoil(trainer, backend); returns the backends."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "training")
+    from graphs_util import RecordedGraphs
+
+    def install(spoil=None, fail_at=0):
+        backends = []
+
+        class Recorded(trained.Racer):
+            def __init__(self, config, device, graph=True):
+                super().__init__(config, device, graph)
+                if graph:
+                    self.trainer.replays.backend = RecordedGraphs(fail_at)
+                    backends.append(self.trainer.replays.backend)
+                    if spoil:
+                        spoil(self.trainer, backends[-1])
+
+        monkeypatch.setattr(trained, "Racer", Recorded)
+        return backends
+
+    return install
+
+
+@pytest.fixture
+def one_run(monkeypatch):
+    for name in ("WARM_UP", "LEAST", "MOST"):
+        monkeypatch.setattr(train, name, 1)
+
+
+@pytest.mark.parametrize(("model", "providers"), [("stylegan2", ("graphs",)), ("progan", ("graphs", "eager"))])
+def test_the_trainers_updates_race_as_replays(one_run, racer, model, providers):
+    backends = racer()
+    config = small(model)
+    found, said = race(providers, config=config)
+    row = found["providers"]["graphs"]
+    assert row["difference"] < train.ALLOWED / 5
+    often = {name: part["often"] for name, part in row["parts"].items()}
+    separate = steps.build(config, "meta").parts
+    assert often == {name: part.often for name, part in separate.items() if not name.startswith("Adam")}
+    phases = len(often) - 1
+    compared, timed = backends
+    assert compared.captures == timed.captures == 2 * phases  # of each its lane and its Adam
+    assert compared.replays == 2 * 2 * phases
+    assert timed.replays == 2 * phases * 3  # the first, a warm-up, one that is timed
+    assert "Adam within" in row["note"]
+    assert f"graphs: {row['note']}" in said
+    line = next(line for line in said.splitlines() if line.startswith("graphs "))
+    assert line.split().count("-") == (1 if providers == ("graphs",) else 3)  # the memory; Adam's columns, if any
+    assert row["s_per_kimg"] == pytest.approx(sum(p["often"] * p["median"] for p in row["parts"].values()) / 4)
+
+
+def another_rate(trainer, backend):
+    trainer.D_opt.param_groups[0]["lr"] *= 1.02
+
+
+def another_loss(trainer, backend):
+    loss = trainer.phases.g_main
+    trainer.phases.g_main = lambda n: loss(n) * 1.02
+
+
+def another_gradient(trainer, backend):
+    loss = trainer.phases.d_main
+
+    def scaled(*args):
+        value = loss(*args)
+        return value.detach() + 1.02 * (value - value.detach())
+
+    trainer.phases.d_main = scaled
+
+
+def replays_of_nothing(trainer, backend):
+    capture = backend.capture
+    backend.capture = lambda fn: capture(fn) and (lambda: None)
+
+
+def skipped(trainer, backend):
+    trainer.looks_at_once = False
+    next(iter(trainer.updates.values())).guard.check = lambda loss, names, gradients: torch.tensor(False)
+    next(iter(trainer.updates.values())).guard.state[0] = 1
+
+
+@pytest.mark.parametrize("spoil", [another_rate, another_loss, another_gradient, replays_of_nothing, skipped])
+def test_updates_that_are_wrong_are_not_timed(racer, spoil):
+    racer(spoil)
+    found, _ = race(("graphs",), config=small("progan"))
+    assert found["providers"]["graphs"].get("failure", "").startswith("WRONG by")
+    assert train.wrong(found)
+
+
+def test_what_cannot_be_captured_is_not_told_as_graphs(one_run, racer):
+    racer(fail_at=2)
+    found, said = race(("graphs",), config=small("progan"))
+    row = found["providers"]["graphs"]
+    assert row["not_replayed"].startswith("CUDA graphs are off: D can't be captured")
+    assert "\ngraphs, not replayed  " in said
+    assert f"graphs: {row['not_replayed']}" in said
+    assert not train.wrong(found)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
 @no_gpu
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ([], ("--device cuda", "CUDA GPU", "--device cpu")),
         (["--device", "cpu", "--providers", "fused"], ("--providers fused", "CPU", "eager")),
+        (["--device", "cpu", "--providers", "graphs"], ("--providers graphs", "CPU", "eager")),
         (["--device", "cpu", "--providers", "jax"], ("--providers jax", "eager")),
         (["--seconds", "0"], ("--seconds 0",)),
         (["--peer-repo", "."], ("--peer-repo .", "train.py")),
@@ -228,6 +370,7 @@ def test_the_images_are_a_dataset(tmp_path):
 @pytest.mark.parametrize("model", steps.MODEL_NAMES)
 def test_the_race_on_a_gpu(model):
     config = steps.settings(model, 64, 8, 4096, "bf16")
-    found = train.run(train.Race(config, ("eager", "triton", "fused"), seconds=3), print, None)
+    found = train.run(train.Race(config, ("graphs", "eager", "triton", "fused"), seconds=4), print, None)
     assert not [row for row in found["providers"].values() if "failure" in row]
+    assert "not_replayed" not in found["providers"]["graphs"]
     assert all(row["peak_bytes"] > 0 and 0 < row["percent"] < 100 for row in found["providers"].values())
