@@ -13,7 +13,7 @@ from gankern.ops import _impl
 from gankern.ops._gradients import weight_gradients_wanted
 from gankern.ops.conv2d import conv2d, conv2d_backward, downsample_padding, library_conv2d
 from gankern.ops.upfirdn2d import upfirdn2d
-from gankern.ops.upfirdn2d.op import adjoint, adjoint_args
+from gankern.ops.upfirdn2d.op import adjoint, adjoint_args, format_of
 
 
 def _fir(f: Tensor) -> dict:
@@ -31,6 +31,7 @@ def _backward_impl(
     dx, dw = conv2d_backward(dt, x, w, x.shape, 1, padding, False, needs=(True, need_w))
     args = adjoint_args(f, x.shape[2:], ds.shape[2:], [1, 1], [2, 2], downsample_padding(f), False, 1.0)
     launchers = _impl.launchers("gankern.ops.upfirdn2d", impl)
+    ds = ds.contiguous(memory_format=format_of(x))
     return launchers.forward(ds, f, *args, residual=dx), x.new_empty(0) if dw is None else dw
 
 
@@ -54,7 +55,17 @@ def _backward(ctx, dt, ds):
     if dt is not None:
         dx, dw = conv2d_backward(dt, x, w, x.shape, 1, ctx.padding, False, needs=(need_x, need_w))
     if ds is not None and need_x:
-        skip = adjoint(ds, f, x.shape[2:], [1, 1], [2, 2], downsample_padding(f), False, 1.0, ctx.impl)
+        skip = adjoint(
+            ds.contiguous(memory_format=format_of(x)),
+            f,
+            x.shape[2:],
+            [1, 1],
+            [2, 2],
+            downsample_padding(f),
+            False,
+            1.0,
+            ctx.impl,
+        )
         dx = skip if dx is None else dx + skip
     return dx, dw, None, None, None
 

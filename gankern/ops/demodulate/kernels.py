@@ -9,7 +9,7 @@ from gankern.ops import _impl
 from gankern.ops._layout import cdiv
 from gankern.ops._triton import CONFIGS, accumulator, config, launch
 
-CONFIGS["demodulate"] = ({"BLOCK": 32, "LOOP": 64, "num_warps": 4}, {"BLOCK": 16, "LOOP": 128, "num_warps": 4})
+CONFIGS["demodulate"] = ({"BLOCK": 32, "LOOP": 64, "num_warps": 4}, {"BLOCK": 16, "LOOP": 64, "num_warps": 4})
 CONFIGS["demodulate_backward"] = CONFIGS["demodulate_second"] = CONFIGS["demodulate"]
 
 
