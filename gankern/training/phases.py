@@ -43,6 +43,18 @@ def build_networks(config: StyleGAN2Config, device: torch.device | str) -> tuple
     return (G.double(), D.double()) if config.precision == "fp64" else (G, D)
 
 
+def joined(real: Tensor, fake: Tensor, group: int) -> Tensor:
+    """[N, ...] and [N, ...] as one batch, in such an order that minibatch stddev in groups of `group`, which compares
+    the samples i, i + 2N/group, ..., compares reals with reals and fakes with fakes."""
+    return torch.cat([t.unflatten(0, (group, len(t) // group)) for t in (real, fake)], 1).flatten(0, 1)
+
+
+def apart(both: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """The two halves of a batch of `joined`'s order."""
+    real, fake = both.unflatten(0, (group, len(both) // group)).chunk(2, 1)
+    return real.flatten(0, 1), fake.flatten(0, 1)
+
+
 class Phases(Recorder):
     """The losses of a generator and a discriminator; what they observe is kept until `pop_stats`.
 
@@ -98,15 +110,9 @@ class Phases(Recorder):
         return value
 
     def _judge(self, real: Tensor, labels: Tensor, fake: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [N, 1] of reals and fakes, which go through the discriminator as one batch. Minibatch stddev compares
-        the samples i, i + M/G, i + 2M/G, ...: in the order here, of reals alone or of fakes alone."""
-        n, group = len(real), min(self.config.mbstd_group, len(real))
-        joined = [
-            torch.cat([t.unflatten(0, (group, n // group)) for t in pair], 1).flatten(0, 1)
-            for pair in ((real, fake), (labels, c))
-        ]
-        logits = self.D(*joined).unflatten(0, (group, 2 * n // group))
-        return tuple(part.flatten(0, 1) for part in logits.chunk(2, 1))
+        """Logits [N, 1] of reals and fakes, which go through the discriminator as one batch."""
+        group = min(self.config.mbstd_group, len(real))
+        return apart(self.D(joined(real, fake, group), joined(labels, c, group)), group)
 
     def d_r1(self, real: Tensor, labels: Tensor) -> Tensor:
         """R1 regularisation on reals [N, C, R, R]."""
