@@ -1,5 +1,7 @@
 """The modulated layer's fused second order (`second`): derivatives of its gradients with respect to activations."""
 
+import importlib
+
 import pytest
 import torch
 from ops_util import assert_close, rand
@@ -7,8 +9,10 @@ from test_modulated_conv2d import CASES, build, chain_truth
 
 from gankern.bench.traffic import count
 from gankern.ops import modulated_conv2d, no_weight_gradients, use_impl
+from gankern.ops._triton import CONFIGS, force_config
 
 pytestmark = pytest.mark.usefixtures("few_programs")
+importlib.import_module("gankern.ops.modulated_conv2d.second")
 IMPLS = ("triton", "cuda")
 CASES |= {"path": {"noise": "batch", "bias": True, "act": "lrelu", "gain": 1.3}}
 OUTPUTS = {"plain": {}, "next": {"next_styles"}, "both": {"next_styles"}}
@@ -64,6 +68,15 @@ def test_parity(up, outputs, channels_last):
 def test_one_of_both_outputs_used(used):
     inputs, args = inputs_of(1, "both", True)
     assert_same(*(derivatives(layer, inputs, args, used) for layer in (modulated_conv2d, truth)))
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("setting", [*CONFIGS["layer_second"], {"TILE": 64, "WAVES": 1, "num_warps": 1}], ids=str)
+def test_every_setting(setting, channels_last, impl):
+    inputs, args = inputs_of(1, "both", channels_last, shape=(2, 5, 20), size=(5, 7))
+    with force_config("layer_second", setting):
+        assert_same(*(derivatives(layer, inputs, args) for layer in (modulated_conv2d, truth)))
 
 
 def test_third_order():
