@@ -50,8 +50,8 @@ if [ "$dry" = 1 ]; then
     stage rates 60 python3 -c 'from gankern.bench import timing; print(timing.quartiles([1.0, 2.0, 3.0]))'
     stage tests 60 python3 -m pytest -q -p no:cacheprovider --collect-only -m gpu tests/ops
     stage memory 90 python3 -m gankern bench ops --ops pixel_norm --network config-f-256 --out "$out/ops_memory_$gpu.json"
-    stage phases-256 60 python3 benchmarks/phases.py --resolution 16 --channel-base 128 --batch 4 --precision fp32 \
-        --impl reference --rounds 2 --json "$out/phases_256_$gpu.json"
+    stage train-256 60 python3 -m gankern bench train --device cpu --resolution 16 --channel-base 128 --batch 4 \
+        --precision fp32 --seconds 2 --out "$out/train_256_$gpu.json"
 else
     spread=$(python3 -c 'import xdist' 2>/dev/null && echo "-n 12 --dist worksteal")
     stage environment 15 python3 -m gankern env
@@ -75,12 +75,12 @@ print(f"copy {clock.copy_rate():.0f} GB/s, bf16 matrix product {clock.matmul_rat
     # shellcheck disable=SC2086  # options, to be split
     stage tests 70 python3 -m pytest -v --tb=short $spread -p no:cacheprovider -m gpu \
         tests/ops tests/training tests/metrics tests/bench
-    stage phases-256 40 python3 benchmarks/phases.py --resolution 256 --channel-base 16384 --batch 16 \
-        --json "$out/phases_256_$gpu.json"
+    stage train-256 40 python3 -m gankern bench train --resolution 256 --channel-base 16384 --batch 16 \
+        --providers graphs,triton,eager --seconds 16 --out "$out/train_256_$gpu.json"
     stage modulated 65 python3 -m gankern bench ops --quick --seconds 46 --network config-f-1024 \
         --ops modulated_conv2d --providers eager,compile,triton,triton_gemm,cuda --out "$out/ops_modulated_$gpu.json"
-    stage phases-1024 55 python3 benchmarks/phases.py --resolution 1024 --channel-base 32768 --batch 8 \
-        --rounds 5 --json "$out/phases_1024_$gpu.json"
+    stage train-1024 55 python3 -m gankern bench train --resolution 1024 --channel-base 32768 --batch 8 \
+        --providers graphs,triton,eager --seconds 24 --out "$out/train_1024_$gpu.json"
     stage memory 75 python3 -m gankern bench ops --quick --seconds 58 --network config-f-1024,progan \
         --providers eager,compile,triton,cuda \
         --ops "${GPU_CHECK_OPS:-bias_act,upfirdn2d,pixel_norm,bias_act_pixel_norm,instance_norm,upfirdn2d_bias_act,bias_act_upfirdn2d}" \

@@ -7,6 +7,7 @@ weight a sample.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ class ModulatedConv(nn.Module):
         self.register_buffer("resample_filter", torch.outer(f, f))
         self.up, self.resolution = up, resolution
 
-    def forward(self, x: Tensor, w: Tensor, noise_mode: str) -> Tensor:
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor) -> Tensor:
         s = self.affine(w)
         d = (s.square() @ self.weight.square().sum([2, 3]).t() + 1e-8).rsqrt()
         x = x * s[:, :, None, None]
@@ -79,12 +80,7 @@ class ModulatedConv(nn.Module):
             x = fir(x, self.resample_filter * 4, (1, 1, 1, 1))
         else:
             x = F.conv2d(x, self.weight, padding=1)
-        x = x * d[:, :, None, None]
-        if noise_mode == "random":
-            noise = torch.randn(x.shape[0], 1, *x.shape[2:], device=x.device)
-            x = x + noise.to(self.noise_strength.dtype) * self.noise_strength
-        elif noise_mode == "const":
-            x = x + self.noise_const * self.noise_strength
+        x = x * d[:, :, None, None] + noise.view(len(x), 1, *x.shape[2:]) * self.noise_strength
         return F.leaky_relu(x + self.bias[:, None, None], 0.2) * math.sqrt(2)
 
 
@@ -113,11 +109,11 @@ class SynthesisBlock(nn.Module):
         self.torgb = ToRGB(o, w_dim)
         self.num_conv = 1 if i == 0 else 2
 
-    def forward(self, x: Tensor | None, img: Tensor | None, ws: Tensor, noise_mode: str) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor | None, img: Tensor | None, ws: Tensor, noises: Iterator[Tensor]):
         w = iter(ws.unbind(1))
         start = self.const[None].expand(len(ws), -1, -1, -1) if x is None else None
-        x = start if x is None else self.conv0(x, next(w), noise_mode)
-        x = self.conv1(x, next(w), noise_mode)
+        x = start if x is None else self.conv0(x, next(w), next(noises))
+        x = self.conv1(x, next(w), next(noises))
         y = self.torgb(x, next(w))
         return x, y if img is None else y + upsample(img, self.resample_filter)
 
@@ -145,12 +141,14 @@ class Synthesis(nn.Module):
         for r in self.resolutions:
             setattr(self, f"b{r}", SynthesisBlock(channels.get(r // 2, 0), channels[r], w_dim, r))
 
-    def forward(self, ws: Tensor, noise_mode: str = "random") -> Tensor:
+    def forward(self, ws: Tensor) -> Tensor:
+        sizes = [len(ws) * r * r for r in self.resolutions for _ in range(getattr(self, f"b{r}").num_conv)]
+        noises = iter(torch.randn(sum(sizes), device=ws.device).to(ws.dtype).split(sizes))
         x = img = None
         first = 0
         for r in self.resolutions:
             block = getattr(self, f"b{r}")
-            x, img = block(x, img, ws[:, first : first + block.num_conv + 1], noise_mode)
+            x, img = block(x, img, ws[:, first : first + block.num_conv + 1], noises)
             first += block.num_conv
         return img
 

@@ -8,16 +8,11 @@ Compiling one after the other as the phases meet them would take longer than the
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import phases
-
-from gankern.bench import compiled
+from gankern.bench import compiled, steps
 from gankern.ops import _impl, use_impl
-from gankern.training.config import resolve
 
 RUNS = ((256, 16384, 4, "fp32"), (256, 16384, 16, "bf16"), (1024, 32768, 4, "fp32"), (1024, 32768, 8, "bf16"))
 """Resolution, channel_base, batch and precision of gpu_check.sh, and of the comparison in float32 before it."""
@@ -27,13 +22,10 @@ def launches() -> list:
     """Each distinct launch of all phases, in a fixed order; counted on meta tensors."""
     found = {}
     for resolution, base, batch, precision in RUNS:
-        options = {"preset": "stylegan2", "data": "", "batch": batch, "channel_base": base}
-        options |= {"precision": precision, "mapping_layers": 8}
-        networks = phases.build(resolve(options, resolution=resolution, c_dim=0, identity=""), "meta")
-        real = torch.empty(batch, 3, resolution, resolution, device="meta")
-        for name in phases.WEIGHTS:
+        step = steps.build(steps.settings("stylegan2", resolution, batch, base, precision), "meta")
+        for name in step.losses:
             with use_impl("triton"), _impl.record() as recorded:
-                phases.run_phase(networks, name, real)
+                step.parts[name].run()
             for launch in recorded:
                 found.setdefault(compiled.identity(launch), launch)
     return [found[key] for key in sorted(found)]

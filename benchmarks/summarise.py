@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+from gankern.bench import train
 from gankern.bench.report import Report, summary
 
 
@@ -15,15 +16,10 @@ def main(folder: Path) -> None:
         print(summary(result.rows))
         if result.left_out:
             print(f"left out for want of time: {', '.join(result.left_out)}")
-    for path in sorted(folder.glob("phases_*.json")):
+    for path in sorted(folder.glob("train_*.json")):
         result = json.loads(path.read_text())
-        print(f"\n{path.stem}, batch {result['settings']['batch']}")
-        for impl, row in result["phases"].items():
-            if "failure" in row:
-                print(f"{impl:<12} {row['failure']}")
-                continue
-            times = ", ".join(f"{name} {1000 * row[name]['median']:.1f} ms" for name in ("G", "G+PL", "D", "D+R1"))
-            print(f"{impl:<12} {row['s_per_kimg']:.3f} s/kimg ({times})")
+        print(f"\n{path.stem}, batch {result['batch']}")
+        print(train.table(result))
 
 
 if __name__ == "__main__":

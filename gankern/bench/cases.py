@@ -98,4 +98,7 @@ def differentiate(case: Case, tensors: Tensors, impl: str | None) -> list[Tensor
     plain = torch.autograd.grad(y, wrt, dy, retain_graph=True)
     first = torch.autograd.grad(y, wrt, dy, create_graph=True)
     dot = sum((g * torch.randn_like(g)).sum() for g in first)
-    return [y, *plain, *torch.autograd.grad(dot, [dy, *wrt], allow_unused=True)]
+    second = torch.autograd.grad(dot, [dy, *wrt], allow_unused=True, retain_graph=True)
+    with ops.no_weight_gradients():  # as a penalty on the gradient of activations has it
+        (dx,) = torch.autograd.grad(y, [tensors["x"]], dy, create_graph=True)
+    return [y, *plain, *second, *torch.autograd.grad((dx * torch.randn_like(dx)).sum(), [dy, *wrt], allow_unused=True)]

@@ -5,7 +5,6 @@ To add an operator: those four, how often an ideal kernel reads or writes x and 
 kernels are compiled ahead of time; then one entry in OPS.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,11 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gankern import ops
-from gankern.bench.sites import Make, Network, Site, Tensors
+from gankern.bench import modulated
+from gankern.bench.sites import CLAMP, SQRT2, Make, Network, Site, Tensors, along, plain_act, plain_fir
 from gankern.ops.fir_act import bias_act_upfirdn2d, upfirdn2d_bias_act
-
-CLAMP = 256.0
-SQRT2 = math.sqrt(2)
 
 
 @dataclass(frozen=True)
@@ -54,19 +51,11 @@ def _bias_act(site: Site, t: Tensors, impl: str | None) -> Tensor:
     return ops.bias_act(t["x"], t["bias"], act=act, clamp=clamp, residual=t.get("residual"), impl=impl)
 
 
-def _plain_act(u: Tensor) -> Tensor:
-    return (F.leaky_relu(u, 0.2) * SQRT2).clamp(-CLAMP, CLAMP)
-
-
-def _along(b: Tensor, x: Tensor) -> Tensor:
-    return b.reshape(-1, *[1] * (x.ndim - 2))
-
-
 def _bias_act_eager(site: Site, t: Tensors) -> Tensor:
-    u = t["x"] + _along(t["bias"], t["x"])
+    u = t["x"] + along(t["bias"], t["x"])
     if site.kind in ("tanh", "swish"):
         return u.tanh() if site.kind == "tanh" else F.silu(u) * SQRT2
-    y = _plain_act(u)
+    y = plain_act(u)
     return y + t["residual"] if "residual" in t else y
 
 
@@ -105,7 +94,7 @@ def _act_pixel_norm(site: Site, t: Tensors, impl: str | None) -> Tensor:
 
 
 def _act_pixel_norm_eager(site: Site, t: Tensors) -> Tensor:
-    u = t["x"] + _along(t["bias"], t["x"])
+    u = t["x"] + along(t["bias"], t["x"])
     a = {"lrelu": lambda u: F.leaky_relu(u, 0.2), "tanh": torch.tanh, "swish": F.silu}[site.kind](u)
     return _pixel_norm_eager(site, {"x": a})
 
@@ -161,13 +150,8 @@ def _fir_sites(network: Network) -> list[Site]:
     return up + blur + down + [Site("image up", 3, r // 2) for _, r in network.levels(8)]
 
 
-def _filters(make: Make) -> Tensors:
-    """The filter as gankern runs it, and whole for plain convolutions."""
-    return {"f": make.fir(), "whole": make.fir(whole=True)}
-
-
 def _fir_tensors(site: Site, make: Make) -> Tensors:
-    t = {"x": make.image(site, more=site.kind == "blur after up")} | _filters(make)
+    t = {"x": make.image(site, more=site.kind == "blur after up")} | make.filters()
     if "taps" in site.kind:
         t["f"] = make.fir(4 if "4x4" in site.kind else 12, whole="x" in site.kind)
     return t
@@ -184,11 +168,6 @@ def _upfirdn2d(site: Site, t: Tensors, impl: str | None) -> Tensor:
     return (ops.downsample2d if site.kind == "down" else ops.upsample2d)(x, f, impl=impl)
 
 
-def _plain_fir(x: Tensor, f: Tensor, padding: int, stride: int = 1) -> Tensor:
-    c = x.shape[1]
-    return F.conv2d(x, f.to(x.dtype).expand(c, 1, *f.shape), padding=padding, stride=stride, groups=c)
-
-
 def _upfirdn2d_eager(site: Site, t: Tensors) -> Tensor:
     x, f = t["x"], t["whole"]
     if site.kind == "image up":
@@ -198,17 +177,17 @@ def _upfirdn2d_eager(site: Site, t: Tensors) -> Tensor:
         c, f = x.shape[1], torch.outer(t["f"], t["f"]) * 4
         return F.conv_transpose2d(x, f.to(x.dtype).expand(c, 1, 12, 12), stride=2, padding=5, groups=c)
     if site.kind == "12x12 taps":
-        return _plain_fir(x, t["f"].flip(0, 1), 6)
+        return plain_fir(x, t["f"].flip(0, 1), 6)
     if site.kind in ("blur after up", "4x4 taps"):
-        return _plain_fir(x, f * 4, 1)
-    return _plain_fir(x, f, 2) if site.kind == "blur before down" else _plain_fir(x, f, 1, stride=2)
+        return plain_fir(x, f * 4, 1)
+    return plain_fir(x, f, 2) if site.kind == "blur before down" else plain_fir(x, f, 1, stride=2)
 
 
 # -- the FIR filter with the activation after or before it -------------------------------------------------------------
 
 
 def _filter_act_tensors(site: Site, make: Make) -> Tensors:
-    return {"x": make.image(site, more=1), "bias": make(site.channels)} | _filters(make)
+    return {"x": make.image(site, more=1), "bias": make(site.channels)} | make.filters()
 
 
 def _filter_act(site: Site, t: Tensors, impl: str | None) -> Tensor:
@@ -217,11 +196,11 @@ def _filter_act(site: Site, t: Tensors, impl: str | None) -> Tensor:
 
 
 def _filter_act_eager(site: Site, t: Tensors) -> Tensor:
-    return _plain_act(_plain_fir(t["x"], t["whole"] * 4, 1) + _along(t["bias"], t["x"]))
+    return plain_act(plain_fir(t["x"], t["whole"] * 4, 1) + along(t["bias"], t["x"]))
 
 
 def _act_filter_tensors(site: Site, make: Make) -> Tensors:
-    return {"x": make.image(site), "bias": make(site.channels)} | _filters(make)
+    return {"x": make.image(site), "bias": make(site.channels)} | make.filters()
 
 
 def _act_filter(site: Site, t: Tensors, impl: str | None) -> Tensor:
@@ -229,62 +208,7 @@ def _act_filter(site: Site, t: Tensors, impl: str | None) -> Tensor:
 
 
 def _act_filter_eager(site: Site, t: Tensors) -> Tensor:
-    return _plain_fir(_plain_act(t["x"] + _along(t["bias"], t["x"])), t["whole"], 2)
-
-
-# -- modulated_conv2d -------------------------------------------------------------------------------------------------
-
-
-def _modulated_sites(network: Network) -> list[Site]:
-    if network.kind == "progan":
-        return []
-    up = [Site("conv0 up", network.channels(r // 2), r // 2, c) for c, r in network.levels(8)]
-    flat = [Site("conv1", c, r, c) for c, r in network.levels()]
-    return up + flat + [Site("torgb", c, r, 3) for c, r in network.levels()]
-
-
-def _modulated_tensors(site: Site, make: Make) -> Tensors:
-    k = 1 if site.kind == "torgb" else 3
-    wide = torch.float32
-    t = {"x": make.image(site), "weight": make(site.out, site.channels, k, k, dtype=wide)}
-    t |= {"styles": make(make.batch, site.channels, dtype=wide), "bias": make(site.out)}
-    if site.kind != "torgb":
-        size = site.size * 2 if site.kind == "conv0 up" else site.size
-        t |= {"noise": make(make.batch, 1, size, size, grad=False, dtype=wide), "strength": make(1, dtype=wide)}
-        t |= _filters(make)
-    return t | {"next": make(make.batch, site.out, dtype=wide)} if "chained" in site.kind else t
-
-
-def _modulated(site: Site, t: Tensors, impl: str | None) -> Tensor:
-    tensors = {"bias": t["bias"], "impl": impl, "clamp": CLAMP}
-    if site.kind == "torgb":
-        styles = t["styles"] * (1 / math.sqrt(site.channels))
-        return ops.modulated_conv2d(t["x"], t["weight"], styles, demodulate=False, **tensors)
-    up = 2 if site.kind == "conv0 up" else 1
-    options = {"up": up, "padding": 1, "flip_weight": up == 1, "act": "lrelu", "resample_filter": t["f"]}
-    tensors |= {"noise": t["noise"], "noise_strength": t["strength"]}
-    if "chained" in site.kind:
-        tensors |= {"styled": True, "next_styles": t["next"]}
-    return ops.modulated_conv2d(t["x"], t["weight"], t["styles"], **tensors, **options)
-
-
-def _modulated_eager(site: Site, t: Tensors) -> Tensor:
-    x, w, s = t["x"], t["weight"], t["styles"]
-    kernel = w.to(x.dtype)
-    if site.kind == "torgb":
-        s = s * (1 / math.sqrt(site.channels))
-        y = F.conv2d(x * s.to(x.dtype)[:, :, None, None], kernel, t["bias"])
-        return y.clamp(-CLAMP, CLAMP)
-    if "chained" not in site.kind:
-        x = x * s.to(x.dtype)[:, :, None, None]
-    if site.kind == "conv0 up":
-        x = _plain_fir(F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2), t["whole"] * 4, 1)
-    else:
-        x = F.conv2d(x, kernel, padding=1)
-    d = (s.square() @ w.square().sum([2, 3]).t() + 1e-8).rsqrt()
-    x = x * d.to(x.dtype)[:, :, None, None] + (t["noise"] * t["strength"]).to(x.dtype)
-    y = _plain_act(x + _along(t["bias"], x))
-    return y * t["next"].to(x.dtype)[:, :, None, None] if "chained" in site.kind else y
+    return plain_fir(plain_act(t["x"] + along(t["bias"], t["x"])), t["whole"], 2)
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
@@ -369,17 +293,45 @@ OPS: dict[str, Op] = {
         (Site("blur before down", *_MIDDLE), Site("blur before down", *_FINE)),
     ),
     "modulated_conv2d": Op(
-        _modulated_sites,
-        _modulated_tensors,
-        _modulated,
-        _modulated_eager,
+        modulated.layer_sites,
+        modulated.layer_tensors,
+        modulated.layer,
+        modulated.layer_eager,
         {"forward": (1, 1), "backward": (2, 2)},
         (
             Site("conv1", *_MIDDLE, 128),
             Site("conv1 chained", *_MIDDLE, 128),
+            Site("conv1 chained unclamped", *_MIDDLE, 128),
             Site("conv0 up", 256, 128, 128),
             Site("torgb", *_MIDDLE, 3),
         ),
+        memory_bound=False,
+    ),
+    "residual_branches": Op(
+        modulated.branch_sites,
+        modulated.branch_tensors,
+        modulated.branches,
+        modulated.branches_eager,
+        {"forward": (2, 1), "backward": (3, 1)},
+        (Site("block", *_MIDDLE, 128),),
+        memory_bound=False,
+    ),
+    "demodulate": Op(
+        modulated.demodulation_sites,
+        modulated.demodulation_tensors,
+        modulated.demodulation,
+        modulated.demodulation_eager,
+        {"forward": (1, 1), "backward": (2, 1)},
+        (Site("layer", 512, 0, 512),),
+        memory_bound=False,
+    ),
+    "prepare_weights": Op(
+        modulated.weight_sites,
+        modulated.weight_tensors,
+        modulated.prepared,
+        modulated.prepared_eager,
+        {"forward": (1, 1), "backward": (2, 1)},
+        (Site("weights", 128, 0, 64),),
         memory_bound=False,
     ),
 }

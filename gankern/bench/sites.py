@@ -4,11 +4,14 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gankern import ops
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+CLAMP = 256.0
+SQRT2 = math.sqrt(2)
 LAYOUTS = ("nchw", "nhwc")
 FILTER = (1.0, 3.0, 3.0, 1.0)
 Tensors = dict[str, Tensor]
@@ -74,3 +77,23 @@ class Make:
         """The 4-tap filter in float32, as one list (so the networks run it) or `whole`; or 12 taps like it."""
         f = FILTER if taps == 4 else range(1, taps + 1)
         return ops.setup_filter(list(f), separable=not whole).to(self.device)
+
+    def filters(self) -> Tensors:
+        """The filter as gankern runs it, and whole for plain convolutions."""
+        return {"f": self.fir(), "whole": self.fir(whole=True)}
+
+
+# -- what plain PyTorch has in an operator's place -------------------------------------------------------------------
+
+
+def plain_act(u: Tensor, clamp: float = CLAMP) -> Tensor:
+    return (F.leaky_relu(u, 0.2) * SQRT2).clamp(-clamp, clamp)
+
+
+def along(b: Tensor, x: Tensor) -> Tensor:
+    return b.reshape(-1, *[1] * (x.ndim - 2))
+
+
+def plain_fir(x: Tensor, f: Tensor, padding: int, stride: int = 1) -> Tensor:
+    c = x.shape[1]
+    return F.conv2d(x, f.to(x.dtype).expand(c, 1, *f.shape), padding=padding, stride=stride, groups=c)

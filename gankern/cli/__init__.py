@@ -6,7 +6,7 @@ import os
 import sys
 
 from gankern._version import __version__
-from gankern.errors import InputError, NonFiniteError
+from gankern.errors import InputError, NonFiniteError, OutOfMemory, RankError
 
 COMMANDS = ("train", "generate", "metrics", "bench", "data", "build", "env", "demo")
 
@@ -36,6 +36,12 @@ def _check_environment() -> None:
         raise InputError(f"GANKERN_IMPL={wanted}: no operator has it, expected one of {', '.join(available)}")
 
 
+def _who() -> str:
+    """Who speaks; among several ranks, which."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
+    return f"gankern: rank {os.environ['RANK']}" if several else "gankern"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line (sys.argv where None) and returns its exit code."""
     try:
@@ -43,19 +49,19 @@ def main(argv: list[str] | None = None) -> int:
         _check_environment()
         return args.func(args)
     except InputError as error:
-        print(f"gankern: error: {error}", file=sys.stderr)
+        print(f"{_who()}: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"gankern: error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        print(f"{_who()}: error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
         return 2
-    except NonFiniteError as error:
-        print(f"gankern: error: {error}", file=sys.stderr)
+    except (NonFiniteError, OutOfMemory, RankError) as error:
+        print(f"{_who()}: error: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; its own text fills a screen
             raise
-        print("gankern: error: out of GPU memory; give a smaller --batch-gpu (or --batch)", file=sys.stderr)
+        print(f"{_who()}: error: out of GPU memory; give a smaller --batch-gpu (or --batch)", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("gankern: interrupted", file=sys.stderr)
+        print(f"{_who()}: interrupted", file=sys.stderr)
         return 130

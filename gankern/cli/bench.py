@@ -1,16 +1,18 @@
-"""`gankern bench`: the operators' numbers and speed against plain PyTorch and torch.compile, and their tuning."""
+"""`gankern bench`: operators and training steps, counted and timed against plain PyTorch and others; tuning."""
 
 import argparse
 from pathlib import Path
 
-from gankern.bench import cases, report, run, select, tune
+from gankern.bench import account, cases, peer, report, run, select, steps, train, tune
 from gankern.errors import InputError
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds `bench ops` and `bench tune`."""
-    parser = subparsers.add_parser("bench", help="benchmark the operators, or tune their kernels for this GPU")
+    """Adds `bench traffic`, `train`, `ops`, `tune` and `select`."""
+    parser = subparsers.add_parser("bench", help="count and time training steps and operators, or tune their kernels")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_traffic(actions)
+    _add_train(actions)
     ops = actions.add_parser(
         "ops",
         help="check and time every operator at the shapes of real networks",
@@ -38,6 +40,83 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     choice.set_defaults(func=run_select)
     choice.add_argument("results", nargs="+", metavar="RESULTS", help="JSON files, or folders of ops_*.json")
     choice.add_argument("--out", metavar="FILE", help="table to rewrite (default: the package's settings.json)")
+
+
+def _add_traffic(actions: argparse._SubParsersAction) -> None:
+    parser = actions.add_parser(
+        "traffic",
+        help="count a training step's launches, bytes, FLOPs and memory, without a GPU",
+        description="An account on meta tensors, not a timing: each phase, Adam and the average, by operator, with "
+        "the time at the limit of an H100.",
+    )
+    parser.set_defaults(func=run_traffic)
+    _step(parser)
+    parser.add_argument("--impl", choices=account.IMPLS, help="count one alone (default: both)")
+    parser.add_argument("--json", metavar="FILE", help="write everything that was counted")
+
+
+def _add_train(actions: argparse._SubParsersAction) -> None:
+    parser = actions.add_parser(
+        "train",
+        help="race: time a training step for each provider on this GPU",
+        description="Times each phase, Adam and the average of the networks in plain eager, under torch.compile and "
+        "fused, and the trainer's own updates as CUDA graphs; and the whole weighted step. With --peer-repo the "
+        "StyleGAN3 repository's own loop too. Numbers are compared first; what is wrong isn't timed.",
+    )
+    parser.set_defaults(func=run_train)
+    _step(parser)
+    parser.add_argument("--providers", metavar="LIST", help=f"{','.join(train.PROVIDERS)} (default: the first four)")
+    parser.add_argument("--peer-repo", metavar="PATH", help="a clone of the StyleGAN3 repository, to run as it is")
+    parser.add_argument("--seconds", type=float, metavar="S", help="for the timing (default 60) and for the peer (600)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry look, no measurement")
+    parser.add_argument("--out", metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--plot", metavar="DIR", help="write a plot (needs matplotlib)")
+
+
+def _step(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", choices=steps.MODEL_NAMES, default="stylegan2", help="default stylegan2")
+    parser.add_argument("--resolution", type=int, required=True, metavar="R")
+    parser.add_argument("--batch", type=int, required=True, metavar="N")
+    parser.add_argument("--channel-base", type=int, metavar="N", help="default: the model's")
+    parser.add_argument("--precision", choices=("bf16", "fp32", "fp16"), default="bf16", help="default bf16")
+
+
+def _writable(option: str, name: str | None) -> Path | None:
+    """A file to write; raises InputError where its folder isn't there."""
+    if name is not None and not Path(name).parent.is_dir():
+        raise InputError(f"{option} {name}: the folder {Path(name).parent} isn't there")
+    return Path(name) if name else None
+
+
+def _config(args: argparse.Namespace):
+    return steps.settings(args.model, args.resolution, args.batch, args.channel_base, args.precision)
+
+
+def run_traffic(args: argparse.Namespace) -> int:
+    path, config = _writable("--json", args.json), _config(args)
+    account.run(config, (args.impl,) if args.impl else tuple(account.IMPLS), print, path)
+    return 0
+
+
+def run_train(args: argparse.Namespace) -> int:
+    default = "eager,compile,fused,graphs" if args.device == "cuda" else "eager"
+    if args.seconds is not None and not 0 < args.seconds < float("inf"):
+        raise InputError(f"--seconds {args.seconds}: expected a number > 0")
+    race = train.Race(
+        config=_config(args),
+        providers=run.check_names("--providers", args.providers or default, train.PROVIDERS),
+        device=args.device,
+        seconds=args.seconds,
+        peer_repo=peer.check(args.peer_repo, args.model),
+    )
+    path = _writable("--out", args.out)
+    if args.plot:
+        report.check_plots()
+    train.check(race)
+    result = train.run(race, print, path)
+    if args.plot:
+        print(f"wrote {train.plot(result, Path(args.plot))}")
+    return 1 if train.wrong(result) else 0
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:

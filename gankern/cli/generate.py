@@ -10,7 +10,7 @@ from gankern.errors import InputError
 from gankern.models.files import load_network
 from gankern.models.sampling import check_options, class_labels, parse_seeds, sample_images, seed_latents
 from gankern.nn.layers import NOISE_MODES
-from gankern.training.loop import pick_device
+from gankern.training.distributed import pick_device
 from gankern.training.pictures import save_grid, save_png
 
 

@@ -15,7 +15,7 @@ from gankern.metrics import METRICS, check_metric_names
 from gankern.metrics.evaluate import Evaluator
 from gankern.metrics.protocol import progan_protocol
 from gankern.models.files import load_network
-from gankern.training.loop import pick_device
+from gankern.training.distributed import pick_device
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -3,14 +3,21 @@
 import argparse
 from pathlib import Path
 
-from gankern.errors import InputError
-from gankern.training.config import ARCHITECTURES, MODELS, PRECISIONS, PRESETS
+import torch
+
+from gankern._version import __version__
+from gankern.errors import InputError, NonFiniteError
+from gankern.training.config import ARCHITECTURES, IMPLS, MODELS, PRECISIONS, PRESETS
+from gankern.training.distributed import TIMEOUT, World
 from gankern.training.loop import train
+from gankern.training.options import flag
 from gankern.training.progan_options import LOSSES, ROWS
+from gankern.training.recompute import RECOMPUTE_FROM
 from gankern.training.schedule import BATCHES
 from gankern.training.start import claim, configure, describe
+from gankern.training.torchrun import join
 
-NOT_CONFIG = ("command", "func", "out", "resume", "dry_run", "cond")
+NOT_CONFIG = ("command", "func", "out", "resume", "dry_run", "cond", "dist_timeout")
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -106,7 +113,19 @@ def _progan(group) -> None:
 
 def _running(group) -> None:
     group.add_argument("--kimg", type=float, metavar="KIMG", help="length of the run, in thousands of images shown")
-    group.add_argument("--batch-gpu", type=int, metavar="N", help="images at a time, accumulated to --batch")
+    group.add_argument(
+        "--batch-gpu", type=_batch_gpu, metavar="N", help="images at a time, accumulated to --batch; auto: what fits"
+    )
+    group.add_argument(
+        "--recompute",
+        type=int,
+        nargs="?",
+        const=RECOMPUTE_FROM,
+        metavar="R",
+        help=f"recompute StyleGAN2's blocks from R px on (default {RECOMPUTE_FROM}) in backward: less memory; 0: none",
+    )
+    _flag(group, "--graph", "replay training steps as CUDA graphs (default, where that is possible)")
+    group.add_argument("--impl", choices=IMPLS, help="of the operators: fused kernels or plain PyTorch (default auto)")
     group.add_argument("--tick", type=float, metavar="KIMG", help="between two lines of statistics (default 4)")
     group.add_argument("--snap", type=int, metavar="TICKS", help="between two snapshots (default 50)")
     group.add_argument("--checkpoint-minutes", type=float, metavar="M", help="between checkpoints besides (default 10)")
@@ -114,22 +133,45 @@ def _running(group) -> None:
     group.add_argument("--keep", type=int, metavar="N", help="checkpoints to keep (default 2)")
     group.add_argument("--metric-images", type=int, metavar="N", help="images of each snapshot's SWD, 0 for none")
     group.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    group.add_argument(
+        "--dist-timeout", type=float, default=TIMEOUT, metavar="SECONDS", help="how long ranks wait for each other"
+    )
     group.add_argument("--workers", type=int, metavar="N", help="processes that decode images which don't fit memory")
     group.add_argument("--memory-gb", type=float, metavar="GB", help="decode all images once if they fit this much")
 
 
+def _batch_gpu(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.lstrip("-").isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number or auto")
+    return int(text)
+
+
 def run(args: argparse.Namespace) -> int:
+    with join(args.dist_timeout) as world:
+        try:
+            return _run(args, world)
+        except NonFiniteError as error:
+            raise world.shared(error) from None
+
+
+def _run(args: argparse.Namespace, world: World) -> int:
     explicit = {k: v for k, v in vars(args).items() if k not in NOT_CONFIG and v is not None}
     if args.resume and args.out and Path(args.resume).resolve() != Path(args.out).resolve():
         raise InputError(f"--out {args.out}: --resume {args.resume} continues in its own folder; leave one of them out")
     preset = args.preset or ("progan" if args.model == "progan" else "auto")
     out = args.resume or args.out or f"runs/{Path(args.data or 'data').stem}-{preset}"
-    config = configure(Path(out), explicit, labels=args.cond, must_exist=args.resume is not None)
+    given = {flag(k): v for k, v in vars(args).items() if k != "func"}
+    versions = {"gankern": __version__, "torch": torch.__version__}
+    world.check_same(given | versions, "expected the same command and versions on every rank")
+    config = configure(Path(out), explicit, labels=args.cond, must_exist=args.resume is not None, world=world)
     if args.dry_run:
-        print(describe(config))
+        if world.rank == 0:
+            print(describe(config))
         return 0
-    folder = claim(Path(out), config)
+    folder = claim(Path(out), config, world)
     try:
-        return train(config, folder)
+        return train(config, folder, world)
     finally:
         folder.close()

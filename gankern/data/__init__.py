@@ -1,7 +1,8 @@
 """Image folders and zips in, batches of uint8 out; and the preparation of datasets."""
 
 from gankern.data.dataset import ImageDataset, open_dataset
+from gankern.data.feed import DeviceFeed
 from gankern.data.loader import BatchStream
 from gankern.data.prepare import prepare
 
-__all__ = ["BatchStream", "ImageDataset", "open_dataset", "prepare"]
+__all__ = ["BatchStream", "DeviceFeed", "ImageDataset", "open_dataset", "prepare"]

@@ -1,9 +1,9 @@
 """The endless stream of training batches: gathered from the decoded array where it fits memory, else from workers."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,14 @@ MAX_BUDGET = 8 << 30
 MAX_WORKERS = 16
 
 
+class Batch(NamedTuple):
+    """uint8 [B, C, R, R], labels [B, label_dim], and which of the images are yet to be mirrored, bool [B]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    mirrored: torch.Tensor
+
+
 class BatchStream:
     """Endless batches of a dataset: `images, labels = next(stream)`.
 
@@ -27,8 +35,7 @@ class BatchStream:
     `mirror`: each image counts twice, once mirrored. `cache`: "auto" decodes all images once, into the cache folder,
     if they fit `memory_budget` bytes (default: half of the free memory, at most 8 GiB); "on" always, "off" never.
     `workers`: processes that decode where there is no cache, 0 for none (default: the cores of this rank, at most 16).
-    `progress(done, total)` follows the decoding into the cache. `pin_memory` is for copies to a GPU,
-    and ignored without CUDA.
+    `progress(done, total)` follows the decoding into the cache. For batches on a GPU see feed.py.
 
     InputError: an image that can't be decoded, no room for the cache, a worker that died. Close the stream, or use it
     in a `with`, to end its workers.
@@ -46,14 +53,12 @@ class BatchStream:
         cache: Literal["auto", "on", "off"] = "auto",
         memory_budget: int | None = None,
         workers: int | None = None,
-        pin_memory: bool = False,
         progress: Progress | None = None,
     ):
         _check_batch_size(batch_size)
         if cache not in ("auto", "on", "off"):
             raise ValueError(f"cache: expected 'auto', 'on' or 'off', got {cache!r}")
         self.batch_size = batch_size
-        self._pin_memory = pin_memory and torch.cuda.is_available()
         self._sampler = EndlessSampler((1 + mirror) * len(dataset), seed=seed, rank=rank, world_size=world_size)
         self._decoded: Iterator[Decoded] | None = None
         self._cache, self._budget, self._wanted_workers, self._progress = cache, memory_budget, workers, progress
@@ -74,14 +79,27 @@ class BatchStream:
         return self
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels, mirrored = self.take()
+        if mirrored.any():
+            rows, now = images.numpy(), mirrored.numpy()
+            rows[now] = rows[now, :, :, ::-1]
+        return images, labels
+
+    def take(self, allocate: Callable[[tuple[int, ...]], torch.Tensor] | None = None) -> Batch:
+        """The next batch, of which some images have yet to be mirrored; they may lie in what `allocate(shape)` gives, a
+        uint8 tensor."""
         if self._array is None:
             images = self._next_decoded()
             items = self._sampler.take(self.batch_size)
+            mirrored = np.zeros(len(items), bool)  # the workers have done that
         else:
             items = self._sampler.take(self.batch_size)
-            images = self._gather(items)
+            shape = (len(items), *self._array.shape[1:])
+            images = torch.empty(shape, dtype=torch.uint8) if allocate is None else allocate(shape)
+            self._gather(items, images.numpy())
+            mirrored = items >= len(self.dataset)
         labels = torch.from_numpy(self.dataset.label_rows(items % len(self.dataset)))
-        return images, labels.pin_memory() if self._pin_memory else labels
+        return Batch(images, labels, torch.from_numpy(mirrored))
 
     def change(self, batch_size: int, dataset: ImageDataset | None = None) -> None:
         """Goes on with the next image in batches of another size; with `dataset`, the same images at another
@@ -117,13 +135,8 @@ class BatchStream:
     def __exit__(self, *exc_info) -> None:
         self.close()
 
-    def _gather(self, items: np.ndarray) -> torch.Tensor:
-        images = torch.empty((len(items), *self._array.shape[1:]), dtype=torch.uint8, pin_memory=self._pin_memory)
-        rows = images.numpy()
+    def _gather(self, items: np.ndarray, rows: np.ndarray) -> None:
         np.take(self._array, items % len(self.dataset), axis=0, out=rows, mode="clip")  # "raise" would copy twice
-        mirrored = items >= len(self.dataset)
-        rows[mirrored] = rows[mirrored, :, :, ::-1]
-        return images
 
     def _next_decoded(self) -> torch.Tensor:
         if self._decoded is None:
@@ -132,7 +145,6 @@ class BatchStream:
                 _plan(self._sampler.copy(), self.batch_size),
                 self.batch_size,
                 workers=self.workers,
-                pin_memory=self._pin_memory,
             )
         try:
             images, bad = next(self._decoded)

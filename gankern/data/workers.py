@@ -37,7 +37,7 @@ class Decoded(NamedTuple):
 
 
 def decode_batches(
-    dataset: ImageDataset, batches: Iterable[Sequence[int]], batch_size: int, *, workers: int, pin_memory: bool = False
+    dataset: ImageDataset, batches: Iterable[Sequence[int]], batch_size: int, *, workers: int
 ) -> Iterator[Decoded]:
     """Decodes each list of at most `batch_size` items, in order; `batches` may be endless.
 
@@ -47,14 +47,14 @@ def decode_batches(
     shape = (batch_size, dataset.channels, dataset.resolution, dataset.resolution)
     if workers == 0:
         for items in batches:
-            images = torch.empty((len(items), *shape[1:]), dtype=torch.uint8, pin_memory=pin_memory)
+            images = torch.empty((len(items), *shape[1:]), dtype=torch.uint8)
             yield Decoded(images, _decode_into(images.numpy(), dataset, items))
         return
     slots = _workers_that_fit(workers, math.prod(shape)) * PREFETCH + 1  # what is on its way, and the one being read
     ring = torch.empty((slots, *shape), dtype=torch.uint8).share_memory_()
     jobs = ((number % slots, items) for number, items in enumerate(batches))
     for slot, count, bad in _run_workers(_RingDecoder(dataset, ring), jobs, slots // PREFETCH):
-        images = torch.empty((count, *shape[1:]), dtype=torch.uint8, pin_memory=pin_memory)
+        images = torch.empty((count, *shape[1:]), dtype=torch.uint8)
         np.copyto(images.numpy(), ring[slot, :count].numpy())  # torch would wake its threads for this
         yield Decoded(images, bad)
 

@@ -1,5 +1,7 @@
 """Random patches of every pyramid level of a set of images, collected batch by batch in bounded memory."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -62,6 +64,17 @@ class DescriptorCollector:
             raise ValueError(f"images: {self.count} + {n} are more than num_images = {self.num_images}")
         for i in range(0, n, self._step):
             self._add_chunk(to_device(images[i : i + self._step], self.device))
+
+    def skip(self, n: int) -> None:
+        """Leave the next n images to another process's collector of the same set."""
+        self.count += n
+
+    def complete(self, gather: Callable[[torch.Tensor], None]) -> None:
+        """Take what such collectors have: `gather` gets tensors with a row for each image of the set, in which the
+        skipped ones' are missing, and fills them in."""
+        for rows in (self._pixels, *(patches.view(self.num_images, -1) for patches in self._patches.values())):
+            gather(rows)
+        self.count = self.num_images
 
     def level(self, resolution: int) -> torch.Tensor:
         """Descriptors of one level, int16 [num_images * 128, C * 49], channel by channel, in steps of 1/128 grey level.

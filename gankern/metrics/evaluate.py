@@ -1,6 +1,7 @@
 """Scores of a generator against a dataset, in bounded memory: what snapshots and `gankern metrics` share."""
 
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -59,9 +60,31 @@ def collect(
     return collector
 
 
+class Ranks(Protocol):
+    """Processes that make samples and descriptors together."""
+
+    rank: int
+
+    def share(self, n: int) -> slice:
+        """Which of n images are this process's."""
+
+    def gather_(self, tensor: Tensor) -> None:
+        """Rank 0 gets the rows of the others' shares."""
+
+
+class _Alone:
+    rank = 0
+
+    def share(self, n: int) -> slice:
+        return slice(0, n)
+
+    def gather_(self, tensor: Tensor) -> None: ...
+
+
 class Evaluator:
     """Scores over `count` samples (default: half of the reals, at most 16384), always of the same latents, labels and
-    reals, so that scores of several networks compare. `device` None: the GPU where there is one.
+    reals, so that scores of several networks compare. `device` None: the GPU where there is one. Of SWD's images
+    each of `ranks` makes its share.
 
     Raises InputError where the dataset has fewer than 2·count images.
     """
@@ -74,27 +97,29 @@ class Evaluator:
         seed: int = 0,
         batch: int = 32,
         device: torch.device | str | None = None,
+        ranks: Ranks | None = None,
     ):
         self.dataset, self.seed, self.batch, self.device = dataset, seed, batch, device
+        self.ranks = ranks or _Alone()
         count = min(len(dataset) // 2, MAX_IMAGES) if count is None else count
         self.halves = disjoint_halves(len(dataset), count, seed)
         self.count = count
         self._reals: list[DescriptorCollector] | None = None
 
-    def fakes(self, network: nn.Module) -> Iterator[Tensor]:
-        """uint8 batches of `count` samples with constant noise."""
-        return sample_images(network, *conditions(self.dataset, network, self.count, self.seed), self.batch)
+    def fakes(self, network: nn.Module, part: slice = slice(None)) -> Iterator[Tensor]:
+        """uint8 batches of `count` samples with constant noise, or of a part of them."""
+        latents, labels = conditions(self.dataset, network, self.count, self.seed)
+        return sample_images(network, latents[part], labels[part], self.batch)
 
-    def reals(self, half: int) -> Iterator[np.ndarray]:
-        """uint8 batches of one of the two disjoint sets of `count` reals."""
-        return decoded(self.dataset, self.halves[half])
-
-    def swd(self, network: nn.Module) -> SWDScore:
-        """SWD of the network's samples, with the floor of as many reals against other reals."""
+    def swd(self, network: nn.Module) -> SWDScore | None:
+        """SWD of the network's samples, with the floor of as many reals against other reals; None on ranks but 0."""
         check_resolution(self.dataset, "swd")
+        part = self.ranks.share(self.count)
         if self._reals is None:
-            self._reals = [self._collect(self.reals(half), self.seed + half) for half in (0, 1)]
-        return swd_with_floor(*self._reals, self._collect(self.fakes(network), self.seed + 2), device=self.device)
+            sets = [decoded(self.dataset, half[part]) for half in self.halves]
+            self._reals = [self._collect(batches, self.seed + i) for i, batches in enumerate(sets)]
+        fakes = self._collect(self.fakes(network, part), self.seed + 2)
+        return None if self.ranks.rank else swd_with_floor(*self._reals, fakes, device=self.device)
 
     def ms_ssim(self, network: nn.Module) -> tuple[float, float]:
         """Mean MS-SSIM of pairs of samples, and of as many pairs of reals: lower means more diverse."""
@@ -108,4 +133,14 @@ class Evaluator:
         )
 
     def _collect(self, batches: Iterable[Images], seed: int) -> DescriptorCollector:
-        return collect(batches, self.dataset, self.count, seed, self.device)
+        """The patches of this rank's images; on rank 0 those of all."""
+        collector = DescriptorCollector(
+            self.dataset.resolution, self.dataset.channels, self.count, seed, device=self.device
+        )
+        part = self.ranks.share(self.count)
+        if part.start < part.stop:
+            collector.skip(part.start)
+            for images in batches:
+                collector.add(images)
+        collector.complete(self.ranks.gather_)
+        return collector

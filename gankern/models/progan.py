@@ -39,9 +39,12 @@ class _Weighted(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out))
         self.scale = scale if equalized else 1.0
 
-    def scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(weight, bias) in x's dtype."""
-        return (self.weight * self.scale).to(x.dtype), self.bias.to(x.dtype)
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(x, weight, bias) in x's dtype, one of the first two, the smaller, times the scale."""
+        w, b = self.weight, self.bias.to(x.dtype)
+        if self.scale != 1 and x.numel() < w.numel():
+            return x * self.scale, w.to(x.dtype), b
+        return x, (w * self.scale).to(x.dtype), b
 
 
 class Dense(_Weighted):
@@ -51,7 +54,7 @@ class Dense(_Weighted):
         super().__init__([out_features, in_features], in_features, bias, gain, equalized)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        w, b = self.scaled(x)
+        x, w, b = self.operands(x)
         return x @ w.t(), b
 
 
@@ -80,7 +83,7 @@ class Conv(_Weighted):
         self.resample, self.fused = resample, fused
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        w, b = self.scaled(x)
+        x, w, b = self.operands(x)
         if self.fused:
             padded = F.pad(w, [1, 1, 1, 1])
             w = padded[:, :, 1:, 1:] + padded[:, :, :-1, 1:] + padded[:, :, 1:, :-1] + padded[:, :, :-1, :-1]

@@ -5,13 +5,16 @@ moving average of w belong to `gankern.training`.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gankern import ops
-from gankern.nn import EqualizedConv2d, EqualizedLinear, ModulatedConv2d, ToRGB
-from gankern.nn.layers import NOISE_MODES, add_filter, conv_pair
+from gankern.models import stylegan2_fused as fused
+from gankern.nn import EqualizedConv2d, EqualizedLinear, Mapping, ModulatedConv2d, ToRGB
+from gankern.nn.layers import NOISE_MODES, add_filter, residual_block
+from gankern.nn.scaled import Scaled
 
 ARCHITECTURES = ("skip", "orig", "resnet")
 FILTER = (1, 3, 3, 1)
@@ -47,48 +50,6 @@ def _check(architecture: str, compute_dtype: torch.dtype) -> None:
         raise ValueError(f"compute_dtype={compute_dtype}, expected float32, bfloat16 or float16")
 
 
-class Mapping(nn.Module):
-    """z [N, z_dim] and c [N, c_dim] -> ws [N, num_ws, w_dim] (w [N, w_dim] where num_ws is None).
-
-    z and the embedded c are each normalised to unit RMS, joined, and passed through `num_layers` leaky ReLU layers of
-    learning-rate multiplier 0.01.
-    """
-
-    def __init__(self, z_dim: int, c_dim: int, w_dim: int, num_ws: int | None, num_layers: int = 8):
-        super().__init__()
-        self.z_dim, self.c_dim, self.w_dim, self.num_ws, self.num_layers = z_dim, c_dim, w_dim, num_ws, num_layers
-        if c_dim > 0:
-            self.embed = EqualizedLinear(c_dim, w_dim)
-        features = [z_dim + (w_dim if c_dim > 0 else 0)] + [w_dim] * num_layers
-        for i in range(num_layers):
-            setattr(self, f"fc{i}", EqualizedLinear(features[i], features[i + 1], act="lrelu", lr_multiplier=0.01))
-        if num_ws is not None:
-            self.register_buffer("w_avg", torch.zeros(w_dim))
-
-    def forward(
-        self, z: Tensor | None, c: Tensor | None = None, truncation_psi: float = 1, truncation_cutoff: int | None = None
-    ) -> Tensor:
-        parts = []
-        if self.z_dim > 0:
-            if z is None or z.ndim != 2 or z.shape[1] != self.z_dim:
-                raise ValueError(f"z has shape {None if z is None else tuple(z.shape)}, expected [N, {self.z_dim}]")
-            parts.append(ops.pixel_norm(z.to(self.fc0.weight.dtype)))
-        if self.c_dim > 0:
-            if c is None or c.ndim != 2 or c.shape[1] != self.c_dim:
-                raise ValueError(f"c has shape {None if c is None else tuple(c.shape)}, expected [N, {self.c_dim}]")
-            parts.append(ops.pixel_norm(self.embed(c.to(self.embed.weight.dtype))))
-        w = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        for i in range(self.num_layers):
-            w = getattr(self, f"fc{i}")(w)
-        if self.num_ws is None:
-            return w
-        ws = w[:, None].expand(-1, self.num_ws, -1)
-        if truncation_psi != 1:
-            cut = self.num_ws if truncation_cutoff is None else truncation_cutoff
-            ws = torch.cat([self.w_avg.lerp(ws[:, :cut], truncation_psi), ws[:, cut:]], 1)
-        return ws
-
-
 class SynthesisBlock(nn.Module):
     """One resolution: conv0 (upsampling; the 4x4 block has the learned constant instead), conv1, and to-RGB or skip."""
 
@@ -120,26 +81,37 @@ class SynthesisBlock(nn.Module):
         if in_channels != 0 and architecture == "resnet":
             self.skip = EqualizedConv2d(in_channels, out_channels, 1, bias=False, up=2)
 
-    def forward(self, x: Tensor | None, img: Tensor | None, ws: Tensor, noise_mode: str) -> tuple[Tensor, Tensor]:
-        w = iter(ws.unbind(1))
+    def convolutions(self) -> list[ModulatedConv2d]:
+        return [self.conv1] if self.in_channels == 0 else [self.conv0, self.conv1]
+
+    def forward(
+        self, x: Tensor | None, img: Tensor | None, ws: Tensor, noises: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        w, noises = iter(ws.unbind(1)), iter(noises)
         if self.in_channels == 0:
             x = self.const[None].expand(ws.shape[0], -1, -1, -1)
         x = _laid_out(x.to(self.dtype), self.resolution)
         if self.in_channels == 0:
-            x = self.conv1(x, next(w), noise_mode)
+            x = self.conv1(x, next(w), "none", noise=next(noises))
         elif self.architecture == "resnet":
             y = self.skip(x, gain=math.sqrt(0.5))
-            x = self.conv0(x, next(w), noise_mode)
-            x = self.conv1(x, next(w), noise_mode, gain=math.sqrt(0.5)) + y
+            x = self.conv0(x, next(w), "none", noise=next(noises))
+            x = self.conv1(x, next(w), "none", math.sqrt(0.5), next(noises)) + y
         else:
-            x = self.conv0(x, next(w), noise_mode)
-            x = self.conv1(x, next(w), noise_mode)
+            x = self.conv0(x, next(w), "none", noise=next(noises))
+            x = self.conv1(x, next(w), "none", noise=next(noises))
         if img is not None:
             img = ops.upsample2d(img, self.resample_taps)
         if self.has_rgb:
             y = self.torgb(x, next(w)).to(torch.promote_types(x.dtype, torch.float32))
             img = y if img is None else img + y
         return x, img
+
+    def chained(
+        self, x: Tensor, img: Tensor | None, layers: Sequence[dict], matrix: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The block on fused kernels, of operands that are made for all blocks at once."""
+        return fused.chained_block(self, x, img, layers, matrix)
 
 
 class Synthesis(nn.Module):
@@ -179,14 +151,29 @@ class Synthesis(nn.Module):
             raise ValueError(f"ws has shape {tuple(ws.shape)}, expected [N, {self.num_ws}, {self.w_dim}]")
         if noise_mode not in NOISE_MODES:
             raise ValueError(f"noise_mode={noise_mode!r}, expected one of {', '.join(NOISE_MODES)}")
+        noises = self.draw_noise(ws, noise_mode)
+        if fused.serves(self.blocks(), ws):
+            return fused.synthesize(self, ws, noises)
         x = img = None
         first = 0
-        for res in self.resolutions:
-            block = getattr(self, f"b{res}")
+        for block in self.blocks():
             # to-RGB shares its w with the next block's first convolution
-            x, img = block(x, img, ws[:, first : first + block.num_conv + block.has_rgb], noise_mode)
-            first += block.num_conv
+            end = first + block.num_conv
+            x, img = block(x, img, ws[:, first : end + block.has_rgb], noises[first:end])
+            first = end
         return img
+
+    def blocks(self) -> list[SynthesisBlock]:
+        return [getattr(self, f"b{res}") for res in self.resolutions]
+
+    def draw_noise(self, ws: Tensor, noise_mode: str) -> list[Tensor | None]:
+        """Each convolution's noise, for as many samples as ws has; all random maps are drawn at once."""
+        convs = [conv for block in self.blocks() for conv in block.convolutions()]
+        if noise_mode != "random":
+            return [conv.noise_const if noise_mode == "const" else None for conv in convs]
+        sizes = [len(ws) * conv.resolution**2 for conv in convs]
+        maps = torch.randn(sum(sizes), device=ws.device).to(ws.dtype).split(sizes)
+        return [m.view(len(ws), 1, c.resolution, c.resolution) for m, c in zip(maps, convs, strict=True)]
 
 
 class Generator(nn.Module):
@@ -268,16 +255,23 @@ class DiscriminatorBlock(nn.Module):
         if architecture == "resnet":
             self.skip = EqualizedConv2d(mid_channels, out_channels, 1, bias=False, down=2)
 
-    def forward(self, x: Tensor | None, img: Tensor) -> tuple[Tensor, Tensor]:
+    def convolutions(self) -> list[tuple[EqualizedConv2d, float]]:
+        """The convolutions, and the gain with which each is called."""
+        resnet = self.architecture == "resnet"
+        convs = [(self.fromrgb, 1.0)] if self.has_rgb else []
+        convs += [(self.conv0, 1.0), (self.conv1, math.sqrt(0.5) if resnet else 1.0)]
+        return [*convs, (self.skip, math.sqrt(0.5))] if resnet else convs
+
+    def forward(self, x: Tensor | None, img: Tensor, scaled: Scaled) -> tuple[Tensor, Tensor]:
+        """`scaled`: weights and biases of the convolutions as far as they are made already."""
         x = None if x is None else _laid_out(x.to(self.dtype), self.resolution)
         if self.has_rgb:
-            y = self.fromrgb(img.to(self.dtype))
+            y = self.fromrgb(img.to(self.dtype), scaled=scaled.get(self.fromrgb))
             x = y if x is None else x + y
             img = ops.downsample2d(img, self.resample_taps) if self.architecture == "skip" else img
         if self.architecture == "resnet":
-            y = self.skip(x, gain=math.sqrt(0.5))
-            return conv_pair(self.conv0, self.conv1, x, math.sqrt(0.5), y), img
-        return conv_pair(self.conv0, self.conv1, x, 1.0, None), img
+            return residual_block(self.conv0, self.conv1, self.skip, x, math.sqrt(0.5), scaled), img
+        return residual_block(self.conv0, self.conv1, None, x, 1.0, scaled), img
 
 
 class DiscriminatorEpilogue(nn.Module):
@@ -302,14 +296,19 @@ class DiscriminatorEpilogue(nn.Module):
         self.fc = EqualizedLinear(in_channels * 16, in_channels, act="lrelu")
         self.out = EqualizedLinear(in_channels, cmap_dim if cmap_dim > 0 else 1)
 
-    def forward(self, x: Tensor, img: Tensor, cmap: Tensor | None) -> Tensor:
+    def layers(self) -> list[EqualizedConv2d | EqualizedLinear]:
+        """All but the last: its bias has no part in R1, and must get no gradient there, not even zeros."""
+        return [*([self.fromrgb] if self.architecture == "skip" else []), self.conv, self.fc]
+
+    def forward(self, x: Tensor, img: Tensor, cmap: Tensor | None, scaled: Scaled) -> Tensor:
         dtype = self.fc.weight.dtype
         x = _laid_out(x.to(dtype), 4)
         if self.architecture == "skip":
-            x = x + self.fromrgb(img.to(dtype))
+            x = x + self.fromrgb(img.to(dtype), scaled=scaled.get(self.fromrgb))
         if self.mbstd_num_channels > 0:
             x = ops.minibatch_stddev(x, self.mbstd_group_size, self.mbstd_num_channels)
-        x = self.out(self.fc(self.conv(x).flatten(1)))
+        x = self.conv(x, scaled=scaled.get(self.conv)).flatten(1)
+        x = self.out(self.fc(x, scaled.get(self.fc)))
         return x if cmap is None else (x * cmap).sum(1, keepdim=True) / math.sqrt(self.cmap_dim)
 
 
@@ -372,13 +371,18 @@ class Discriminator(nn.Module):
             "mbstd_num_channels": mbstd_num_channels,
         }
 
+    def blocks(self) -> list[DiscriminatorBlock]:
+        """All but the epilogue."""
+        return [getattr(self, f"b{res}") for res in self.resolutions[:-1]]
+
     def forward(self, img: Tensor, c: Tensor | None = None) -> Tensor:
         shape = (self.img_channels, self.img_resolution, self.img_resolution)
         if img.ndim != 4 or tuple(img.shape[1:]) != shape:
             raise ValueError(f"img has shape {tuple(img.shape)}, expected [N, {', '.join(map(str, shape))}]")
         img = _laid_out(img, self.img_resolution)
+        scaled = fused.scaled_discriminator(self) if fused.serves(self.blocks(), img) else {}
         x = None
-        for res in self.resolutions[:-1]:
-            x, img = getattr(self, f"b{res}")(x, img)
+        for block in self.blocks():
+            x, img = block(x, img, scaled)
         cmap = self.mapping(None, c) if self.c_dim > 0 else None
-        return self.b4(x, img, cmap)
+        return self.b4(x, img, cmap, scaled)

@@ -57,9 +57,17 @@ class EqualizedLinear(nn.Module):
         self.act, self.lr_multiplier = act, lr_multiplier
         self.weight_gain = lr_multiplier / math.sqrt(in_features)
 
-    def forward(self, x: Tensor) -> Tensor:
-        w = (self.weight * self.weight_gain).to(x.dtype)
-        b = None if self.bias is None else (self.bias * self.lr_multiplier).to(x.dtype)
+    def gains(self) -> tuple[float, float]:
+        """What weight and bias are multiplied by."""
+        return self.weight_gain, self.lr_multiplier
+
+    def forward(self, x: Tensor, scaled: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
+        """`scaled`: weight and bias by their gains in x's dtype, where they are made for many layers at once."""
+        if scaled is None:
+            w = (self.weight * self.weight_gain).to(x.dtype)
+            b = None if self.bias is None else (self.bias * self.lr_multiplier).to(x.dtype)
+        else:
+            w, b = scaled
         if self.act == "linear":
             return nn.functional.linear(x, w, b)
         return ops.bias_act(x @ w.t(), b, dim=x.ndim - 1, act=self.act)
@@ -94,18 +102,30 @@ class EqualizedConv2d(nn.Module):
         self.act, self.up, self.down, self.clamp = act, up, down, clamp
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
 
-    def operands(self, x: Tensor, gain: float = 1.0) -> tuple[Tensor, Tensor | None, dict]:
-        """(weight, bias, arguments of the activation) of a call on x: scaled and cast, for ops that fuse layers."""
-        act_gain = gain * ops.default_gain(self.act)
-        # linear and leaky ReLU are positively homogeneous: the gain belongs to the small weight and bias
-        folded = act_gain if self.act in ("linear", "relu", "lrelu") and act_gain > 0 else 1.0
-        w = (self.weight * (self.weight_gain * folded)).to(x.dtype)
-        b = None if self.bias is None else (self.bias * folded).to(x.dtype)
-        clamp = None if self.clamp is None else self.clamp * gain
-        return w, b, {"act": self.act, "gain": act_gain / folded, "clamp": clamp}
+    def gains(self, gain: float = 1.0) -> tuple[float, float]:
+        """What weight and bias are multiplied by in a call with `gain`."""
+        folded = self._folded(gain)
+        return self.weight_gain * folded, folded
 
-    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        w, b, act = self.operands(x, gain)
+    def activation(self, gain: float = 1.0) -> dict:
+        """The arguments of the activation in a call with `gain`."""
+        clamp = None if self.clamp is None else self.clamp * gain
+        return {"act": self.act, "gain": gain * ops.default_gain(self.act) / self._folded(gain), "clamp": clamp}
+
+    def _folded(self, gain: float) -> float:
+        """linear and leaky ReLU are positively homogeneous: the gain belongs to the small weight and bias."""
+        gain *= ops.default_gain(self.act)
+        return gain if self.act in ("linear", "relu", "lrelu") and gain > 0 else 1.0
+
+    def scaled(self, x: Tensor, gain: float = 1.0) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias by their gains, in x's dtype."""
+        of_weight, of_bias = self.gains(gain)
+        return (self.weight * of_weight).to(x.dtype), None if self.bias is None else (self.bias * of_bias).to(x.dtype)
+
+    def forward(self, x: Tensor, gain: float = 1.0, scaled: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
+        """`scaled`: the result of the method, where it is made for many layers at once."""
+        w, b = self.scaled(x, gain) if scaled is None else scaled
+        act = self.activation(gain)
         y = ops.conv2d_resample(
             x,
             w,
@@ -124,27 +144,39 @@ class EqualizedConv2d(nn.Module):
         return f"{i}, {o}, kernel_size={k}, act={self.act}, up={self.up}, down={self.down}"
 
 
-def conv_pair(first: EqualizedConv2d, second: EqualizedConv2d, x: Tensor, gain: float, residual: Tensor | None):
-    """second(first(x), gain) + residual, where `second` reduces by 2: the discriminator's pair of convolutions.
+def residual_block(
+    first: EqualizedConv2d,
+    second: EqualizedConv2d,
+    skip: EqualizedConv2d | None,
+    x: Tensor,
+    gain: float,
+    scaled: dict[nn.Module, tuple[Tensor, Tensor | None]],
+) -> Tensor:
+    """second(first(x), gain) + skip(x, gain), where `second` and `skip` reduce by 2: a block of the discriminator.
 
     With fused kernels one pass stands between the two convolutions (bias, activation and filter) and one after them
-    (bias, activation and the sum).
+    (bias, activation and the sum). `scaled`: weights and biases as far as they are made already.
     """
     if not ops.runs_fused(x):
-        y = second(first(x), gain=gain)
-        return y if residual is None else y + residual
-    w, b, act = first.operands(x)
-    f, k = second.resample_taps, second.weight.shape[-1]
-    t = ops.conv2d(x, w, padding=w.shape[-1] // 2)
-    t = ops.bias_act_upfirdn2d(t, b, f, padding=ops.downsample_padding(f, k // 2), **act)
-    w, b, act = second.operands(x, gain)
-    return ops.bias_act(ops.conv2d(t, w, stride=2), b, **act, residual=residual)
+        y = None if skip is None else skip(x, gain)
+        z = second(first(x), gain=gain)
+        return z if y is None else z + y
+    w, b = scaled.get(first) or first.scaled(x)
+    f, k, padding, residual = second.resample_taps, second.weight.shape[-1], w.shape[-1] // 2, None
+    if skip is None:
+        t = ops.conv2d(x, w, padding=padding)
+    else:
+        t, reduced = ops.residual_branches(x, w, skip.resample_taps, padding)
+        residual = ops.conv2d(reduced, (scaled.get(skip) or skip.scaled(x, gain))[0])
+    t = ops.bias_act_upfirdn2d(t, b, f, padding=ops.downsample_padding(f, k // 2), **first.activation())
+    w, b = scaled.get(second) or second.scaled(x, gain)
+    return ops.bias_act(ops.conv2d(t, w, stride=2), b, **second.activation(gain), residual=residual)
 
 
 class ModulatedConv2d(nn.Module):
     """StyleGAN2's synthesis layer: style affine, modulated 3x3 convolution, noise, bias, leaky ReLU.
 
-    x [N, I, H, W], w [N, w_dim] -> [N, O, H·up, W·up]; `resolution` is the output's, for `noise_const`.
+    x [N, I, H, W], w [N, w_dim] -> [N, O, H·up, W·up]; `resolution` is the output's, for the buffer `noise_const`.
     Karras et al. 2020 (arXiv:1912.04958).
     """
 
@@ -169,12 +201,14 @@ class ModulatedConv2d(nn.Module):
         add_filter(self, resample_filter)
         self.up, self.act, self.clamp, self.resolution = up, act, clamp, resolution
 
-    def forward(self, x: Tensor, w: Tensor, noise_mode: str = "random", gain: float = 1.0) -> Tensor:
-        noise = None
-        if noise_mode == "random":
+    def forward(
+        self, x: Tensor, w: Tensor, noise_mode: str = "random", gain: float = 1.0, noise: Tensor | None = None
+    ) -> Tensor:
+        """`noise`, broadcastable to [N, 1, H·up, W·up], counts in place of what `noise_mode` says."""
+        if noise is None and noise_mode == "random":
             shape = [x.shape[0], 1, self.resolution, self.resolution]
             noise = torch.randn(shape, device=x.device).to(self.noise_strength.dtype)
-        elif noise_mode == "const":
+        elif noise is None and noise_mode == "const":
             noise = self.noise_const
         return ops.modulated_conv2d(
             x,

@@ -88,6 +88,13 @@ def _forced_impl(impl: str | None) -> tuple[str | None, str]:
     return os.environ.get("GANKERN_IMPL") or None, "GANKERN_IMPL"
 
 
+def _nearest(impl: str, have: tuple[str, ...], device: torch.device) -> str:
+    """What stands in, where everything is to run as `impl`, for an operator that doesn't have it: Triton's kernels."""
+    if impl in ("triton_gemm", "cuda") and "triton" in have:
+        return "reference" if obstacle("triton", device) and impl == "cuda" else "triton"
+    return impl
+
+
 def choose(op: str, impl: str | None, x: torch.Tensor) -> str:
     """The implementation of `op` to run for x.
 
@@ -95,8 +102,8 @@ def choose(op: str, impl: str | None, x: torch.Tensor) -> str:
     """
     have = _declared[op]
     impl, source = _forced_impl(impl)
-    if impl == "triton_gemm" and source != "impl" and impl not in have and "triton" in have:
-        impl = "triton"  # the same kernels, for the operators without a matrix product
+    if impl is not None and source != "impl" and impl not in have:
+        impl = _nearest(impl, have, x.device)
     if impl is not None:
         if impl not in have:
             raise ValueError(f"{source}={impl!r}: {op} is available as {', '.join(have)}")
@@ -154,19 +161,22 @@ def implementations() -> dict[str, dict[str, str]]:
     """Every operator's implementations, its present choice and why: `{op: {"choice", "why", "available"}}`."""
     forced, source = _forced_impl(None)
     cuda = torch.cuda.is_available()
+    here = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     report = {}
     for op, have in sorted(_declared.items()):
-        if forced and forced not in have:
+        near = _nearest(forced, have, here) if forced else None
+        if forced and near not in have:
             choice, why = "reference", f"{source}={forced}, which this operator doesn't have: a call will raise"
+        elif forced and near != forced:
+            choice, why = near, f"stands in for {source}={forced}, which this operator doesn't have"
         elif forced:
             choice, why = forced, f"forced by {source}"
         elif not cuda:
             choice, why = "reference", "no CUDA GPU"
         else:
-            device = torch.device("cuda", torch.cuda.current_device())
-            runs = [impl for impl in have if impl not in ("reference", "triton_gemm") and not obstacle(impl, device)]
-            choice, why = (runs[0], "preferred on this GPU") if runs else ("reference", obstacle(have[0], device))
-            wins = _settings.wins(op, device.index)
+            runs = [impl for impl in have if impl not in ("reference", "triton_gemm") and not obstacle(impl, here)]
+            choice, why = (runs[0], "preferred on this GPU") if runs else ("reference", obstacle(have[0], here))
+            wins = _settings.wins(op, here.index)
             if wins and runs:
                 faster = {name: n if name in runs else f"{n}, which can't run" for name, n in wins.items()}
                 why += "; measured faster: " + ", ".join(f"{name} in {n} shape classes" for name, n in faster.items())

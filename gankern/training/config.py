@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gankern.errors import InputError
-from gankern.training.options import PRECISIONS, RUN_OPTIONS, Config, flag
+from gankern.training.options import IMPLS, PRECISIONS, RUN_OPTIONS, Config, flag
 from gankern.training.progan_options import PRESETS as PROGAN_PRESETS
 from gankern.training.progan_options import ProGANConfig
 from gankern.training.stylegan2_options import ARCHITECTURES, StyleGAN2Config, adam_settings, preset_options
@@ -18,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["ARCHITECTURES", "MODELS", "PRECISIONS", "PRESETS", "RUN_OPTIONS", "Config", "ProGANConfig"]
+__all__ = ["ARCHITECTURES", "IMPLS", "MODELS", "PRECISIONS", "PRESETS", "RUN_OPTIONS", "Config", "ProGANConfig"]
 __all__ += ["StyleGAN2Config", "adam_settings", "continued", "preset_options", "read_toml", "resolve", "to_toml"]
 
 MODELS: dict[str, type[Config]] = {"stylegan2": StyleGAN2Config, "progan": ProGANConfig}
@@ -43,14 +43,15 @@ def resolve(explicit: dict[str, Any], *, resolution: int, c_dim: int, identity: 
     """The config of a new run: the preset's options under those that the user gave (`explicit`), checked."""
     kind = _model(explicit)
     given = kind.given(explicit)
-    options = kind.defaults(given, resolution, num_gpus) | given
+    options = kind.defaults(given, resolution, num_gpus) | given | {"ranks": num_gpus}
     config = kind(**options, resolution=resolution, c_dim=c_dim, dataset_identity=identity)
     config.check()
     return config
 
 
-def continued(saved: Config, explicit: dict[str, Any], where: Path) -> Config:
-    """The config of a run that goes on: the saved one, with such explicit options as may change.
+def continued(saved: Config, explicit: dict[str, Any], where: Path, num_gpus: int = 1) -> Config:
+    """The config of a run that goes on: the saved one, with such explicit options as may change, on as many ranks as
+    there are now.
 
     Raises InputError naming an explicit option that contradicts what the run in `where` learns.
     """
@@ -66,7 +67,8 @@ def continued(saved: Config, explicit: dict[str, Any], where: Path) -> Config:
                 f"{where} holds another run: its {flag(name)} is {old}, not {value}; give another --out, "
                 "or leave the option out to continue it"
             )
-    config = dataclasses.replace(saved, **{k: v for k, v in given.items() if k in RUN_OPTIONS})
+    changed = saved.for_ranks(num_gpus) | {k: v for k, v in given.items() if k in RUN_OPTIONS}
+    config = dataclasses.replace(saved, **changed)
     config.check()
     return config
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import gankern
 from gankern.errors import InputError
-from gankern.training.loop import continue_command, pick_device, train
+from gankern.training.distributed import pick_device
+from gankern.training.loop import continue_command, train
 from gankern.training.rundir import RunDir
 from gankern.training.start import claim, configure
 

@@ -16,5 +16,5 @@ def ema_beta(batch: int, ema_kimg: float, nimg: int, rampup: float | None) -> fl
 def update_ema(ema: nn.Module, network: nn.Module, beta: float) -> None:
     """ema <- beta·ema + (1 − beta)·network for parameters; buffers are copied."""
     torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - beta)
-    for a, b in zip(ema.buffers(), network.buffers(), strict=True):
-        a.copy_(b)
+    if buffers := list(ema.buffers()):
+        torch._foreach_copy_(buffers, list(network.buffers()))

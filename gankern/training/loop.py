@@ -8,36 +8,25 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 
-from gankern.data import BatchStream, ImageDataset, open_dataset
+from gankern.data import BatchStream, DeviceFeed, ImageDataset, open_dataset
 from gankern.data.pyramid import find_level
-from gankern.errors import InputError
+from gankern.errors import InputError, OutOfMemory
 from gankern.training.checkpoint import newest_good_checkpoint, save_checkpoint
 from gankern.training.config import RUN_OPTIONS, Config
+from gankern.training.distributed import ALONE, Council, Watchdog, World, pick_device
+from gankern.training.operators import use_operators
 from gankern.training.progan import ProGANTrainer
-from gankern.training.rundir import RunDir
+from gankern.training.rundir import Onlooker, RunDir
 from gankern.training.snapshot import Snapshots
 from gankern.training.step import Trainer
 from gankern.training.trainer import BaseTrainer
 
 LIVE_SECONDS = 0.5
 TRAINERS: dict[str, type[BaseTrainer]] = {"stylegan2": Trainer, "progan": ProGANTrainer}
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one. Raises InputError for a device that isn't there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device {name}: unknown, expected auto, cpu, cuda or cuda:N") from None
-    absent = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    if device.type not in ("cpu", "cuda") or absent:
-        raise InputError(f"--device {name}: not available here, expected cpu" + " or cuda" * torch.cuda.is_available())
-    return device
 
 
 def _open_at(config: Config, resolution: int) -> ImageDataset:
@@ -63,69 +52,84 @@ def open_data(config: Config) -> ImageDataset:
     return dataset
 
 
-def train(config: Config, run: RunDir) -> int:
+def train(config: Config, run: RunDir | Onlooker, world: World = ALONE) -> int:
     """Trains until config.kimg or until a signal asks to stop; returns 0, or 128 + the signal's number.
 
-    Continues from the newest good checkpoint in `run`. Raises InputError for what a person can mend and NonFiniteError
-    for a diverged run.
+    Continues from the newest good checkpoint in `run`. Raises InputError for what a person can mend, NonFiniteError
+    for a diverged run and RankError where another rank has died.
     """
-    device = pick_device(config.device)
-    dataset = open_data(config)
+    device = pick_device(config.device, world)
+    with world.together():
+        dataset = open_data(config)
     run.log(dataset.summary())
     torch.manual_seed(config.seed)
-    with _stream(config, dataset, device, run) as stream, _StopSignals() as stop:
-        trainer = TRAINERS[config.model](config, device, _label_sampler(dataset, config), run.log)
-        snapshots = Snapshots(config, run, dataset, device)
-        if not _restore(run, trainer, stream):
+    stop, watchdog = _StopSignals(), Watchdog(world)
+    with use_operators(config.impl, device), _stream(config, dataset, device, run, world) as stream, stop, watchdog:
+        trainer = TRAINERS[config.model](config, device, _label_sampler(dataset, config), run.log, world)
+        snapshots = Snapshots(config, run, dataset, device, world)
+        saves = _Checkpoints(config, run, trainer, stream, world)
+        if not saves.restore():
             run.rewind_stats(-1)  # of a process that was killed before its first checkpoint
             snapshots.save_reals()
-        saved_at, saved_time = trainer.nimg, time.monotonic()
         if _snapshot_due(config, trainer) and not snapshots.taken(trainer.nimg):  # a stop cut it short
-            with stop.cutting_short():
+            with stop.cutting_short(world):
                 snapshots.take(trainer)
         progress = _Progress(config, run, trainer)
-        levels = _levels(config, dataset)
+        levels, feed = _levels(config, dataset), DeviceFeed(stream, device)
+        council = Council(world, trainer.steps)
+        stopped_by, _ = council.after(trainer.steps, stop.signal, False, last=True)
 
-        while trainer.nimg < config.kimg * 1000 and not stop.signal:
+        while trainer.nimg < config.kimg * 1000 and not stopped_by:
             batch, resolution = trainer.prepare()
             stream.change(batch, levels(resolution))
-            images, labels = next(stream)
-            trainer.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
-            progress.live()
-            if _ticks_passed(config, trainer):
-                progress.tick()
+            with watchdog.step():
+                with saves.at_a_shortage():
+                    trainer.step(*next(feed))
+                progress.live()
+                if _ticks_passed(config, trainer):
+                    progress.tick()
             snapshot_due = _snapshot_due(config, trainer)
-            minutes = (time.monotonic() - saved_time) / 60
-            if snapshot_due or (config.checkpoint_minutes and minutes >= config.checkpoint_minutes):
-                _save(config, run, trainer, stream)
-                saved_at, saved_time = trainer.nimg, time.monotonic()
+            last = trainer.nimg >= config.kimg * 1000
+            stopped_by, save_due = council.after(trainer.steps, stop.signal, saves.due(), last=last)
+            if snapshot_due or save_due:
+                saves.save()
             if snapshot_due:
-                with stop.cutting_short():
+                with stop.cutting_short(world):
                     snapshots.take(trainer)
+                stopped_by, _ = council.after(trainer.steps, stop.signal, False, last=True)
 
-        if stop.signal and trainer.nimg != saved_at:
-            _save(config, run, trainer, stream)
-    if stop.signal:
-        run.log(f"stopped at {trainer.nimg / 1000:.1f} of {config.kimg:g} kimg; continue with: {continue_command(run)}")
-        return 128 + stop.signal
+        if stopped_by and trainer.nimg != saves.saved_at:
+            saves.save()
+        trainer.forget_captures()  # before the ranks part: NCCL waits for the graphs that hold its calls
+    if stopped_by:
+        again = continue_command(run, world)
+        run.log(f"stopped at {trainer.nimg / 1000:.1f} of {config.kimg:g} kimg; continue with: {again}")
+        return 128 + stopped_by
     run.log(f"done: {trainer.nimg / 1000:.1f} kimg in {run.path}")
     return 0
 
 
-def continue_command(run: RunDir) -> str:
+def continue_command(run: RunDir, world: World = ALONE) -> str:
     """The command line that continues a run."""
-    return f"gankern train --resume {shlex.quote(str(run.path))}"
+    launcher = "gankern"
+    if world.size > 1:
+        machines = world.size // world.local_size
+        launcher = f"torchrun {f'--nnodes={machines} ' * (machines > 1)}--nproc-per-node={world.local_size} -m gankern"
+    return f"{launcher} train --resume {shlex.quote(str(run.path))}"
 
 
-def _stream(config: Config, dataset: ImageDataset, device: torch.device, run: RunDir) -> BatchStream:
+def _stream(
+    config: Config, dataset: ImageDataset, device: torch.device, run: RunDir | Onlooker, world: World
+) -> BatchStream:
     return BatchStream(
         dataset,
         config.images_at_once,  # the loop says for each batch how large it is
         seed=config.seed,
+        rank=world.rank,
+        world_size=world.size,
         mirror=config.mirror,
         memory_budget=None if config.memory_gb is None else int(config.memory_gb * 2**30),
         workers=config.workers,
-        pin_memory=device.type == "cuda",
         progress=lambda done, total: run.live(f"decoding images, once: {done:,} of {total:,}"),
     )
 
@@ -152,36 +156,77 @@ def _label_sampler(dataset: ImageDataset, config: Config):
     return sample
 
 
-def _restore(run: RunDir, trainer: BaseTrainer, stream: BatchStream) -> bool:
-    """Continues from the newest good checkpoint; False where there is none."""
-    found = newest_good_checkpoint(run.path, run.log)
-    if found is None:
-        return False
-    path, state = found
-    own = _learned_options(trainer.config)
-    other = {k: v for k, v in state.get("config", {}).items() if own.get(k) != v}
-    if other:
-        name, value = next(iter(other.items()))
-        raise InputError(f"{path}: of another run: its {name} is {value}, not {own.get(name)}")
-    try:
-        stream.load_state_dict(state["data"])
-        trainer.load_state_dict(state["trainer"])
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: doesn't fit this run's networks or data ({first})") from None
-    run.rewind_stats(trainer.nimg)
-    run.log(f"continuing from {path.name}")
-    return True
-
-
 def _learned_options(config: Config) -> dict:
     """The options that decide what a run learns."""
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in RUN_OPTIONS and k != "data"}
 
 
-def _save(config: Config, run: RunDir, trainer: BaseTrainer, stream: BatchStream) -> None:
-    state = {"trainer": trainer.state_dict(), "data": stream.state_dict(), "config": _learned_options(config)}
-    save_checkpoint(run.path, state, trainer.nimg, config.keep)
+class _Checkpoints:
+    """Restores and saves a run; rank 0 reads and writes for all."""
+
+    def __init__(self, config: Config, run: RunDir | Onlooker, trainer: BaseTrainer, stream: BatchStream, world: World):
+        self.config, self.run, self.trainer, self.stream, self.world = config, run, trainer, stream, world
+        self.saved_at, self._saved_time = trainer.nimg, time.monotonic()
+
+    def restore(self) -> bool:
+        """Continues from the newest good checkpoint; False where there is none."""
+        with self.world.together():
+            found = None if self.world.rank else newest_good_checkpoint(self.run.path, self.run.log)
+        found = self.world.told(found)
+        if found is not None:
+            with self.world.together():
+                self._load(*found)
+        self._check_replicas()
+        self.saved_at, self._saved_time = self.trainer.nimg, time.monotonic()
+        return found is not None
+
+    def _load(self, path: Path, state: dict) -> None:
+        own = _learned_options(self.config)
+        other = {k: v for k, v in state.get("config", {}).items() if own.get(k) != v}
+        if other:
+            name, value = next(iter(other.items()))
+            raise InputError(f"{path}: of another run: its {name} is {value}, not {own.get(name)}")
+        try:
+            self.stream.load_state_dict(state["data"])
+            self.trainer.load_state_dict(state["trainer"])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            first = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: doesn't fit this run's networks or data ({first})") from None
+        self.run.rewind_stats(self.trainer.nimg)
+        self.run.log(f"continuing from {path.name}")
+
+    def due(self) -> bool:
+        """Whether the last one is `checkpoint_minutes` old."""
+        minutes = (time.monotonic() - self._saved_time) / 60
+        return self.config.checkpoint_minutes > 0 and minutes >= self.config.checkpoint_minutes
+
+    def save(self) -> None:
+        self._check_replicas()
+        with self.world.together():
+            if self.world.rank == 0:
+                self._write(self.stream.state_dict())
+        self.saved_at, self._saved_time = self.trainer.nimg, time.monotonic()
+
+    def _write(self, position: dict) -> None:
+        state = {"trainer": self.trainer.state_dict(), "data": position, "config": _learned_options(self.config)}
+        save_checkpoint(self.run.path, state, self.trainer.nimg, self.config.keep)
+
+    @contextlib.contextmanager
+    def at_a_shortage(self) -> Iterator[None]:
+        """Around a step: where memory runs out rank 0 saves from within it, to go on with the phase that failed."""
+        before = self.stream.state_dict()
+        try:
+            yield
+        except OutOfMemory:
+            if self.world.rank == 0 and self.trainer.nimg != self.saved_at:
+                self._write(before)
+            raise
+
+    def _check_replicas(self) -> None:
+        trainer = self.trainer
+        networks = (("G", trainer.G), ("D", trainer.D), ("G_ema", trainer.G_ema))
+        tensors = {f"{name}.{k}": t for name, network in networks for k, t in network.state_dict().items()}
+        self.world.check_replicas(tensors, f"kimg {trainer.nimg / 1000:.3f}")
 
 
 def _ticks_passed(config: Config, trainer: BaseTrainer) -> range:
@@ -198,7 +243,7 @@ def _snapshot_due(config: Config, trainer: BaseTrainer) -> bool:
 class _Progress:
     """The live line and the ticks' rows: speed, time to go, losses, memory."""
 
-    def __init__(self, config: Config, run: RunDir, trainer: BaseTrainer):
+    def __init__(self, config: Config, run: RunDir | Onlooker, trainer: BaseTrainer):
         self.config, self.run, self.trainer = config, run, trainer
         self.begun = self.last_live = time.monotonic()
         self.begun_nimg = trainer.nimg
@@ -266,9 +311,10 @@ class _StopSignals:
         self._cut = False
 
     @contextlib.contextmanager
-    def cutting_short(self) -> Iterator[None]:
-        """The first signal ends the block at once; for work whose loss changes nothing."""
-        self._cut = True
+    def cutting_short(self, world: World) -> Iterator[None]:
+        """The first signal ends the block at once; for work whose loss changes nothing, and that no other rank waits
+        for."""
+        self._cut = world.size == 1
         try:
             yield
         except _CutShort:

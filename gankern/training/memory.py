@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gankern.training import phases, progan_phases
 from gankern.training.config import Config
+from gankern.training.recompute import recompute_blocks
 
 
 class _SavedBytes:
@@ -54,9 +55,12 @@ Loss = tuple[nn.Module, Callable[[], Tensor], int, int]
 
 
 def _stylegan2_losses(config: Config, G: nn.Module, D: nn.Module) -> Iterator[Loss]:
-    n, r = config.batch_gpu, config.resolution
+    n, r = config.at_once(config.share(config.batch)), config.resolution
     losses = phases.Phases(config, G, D, lambda m: torch.empty(m, config.c_dim, device="meta"))
     real, labels = _reals(config, n, r)
+    if config.recompute:
+        recompute_blocks(G.synthesis, config.recompute)
+        recompute_blocks(D, config.recompute)
     yield G, lambda: losses.g_main(n), n, r
     yield D, lambda: losses.d_main(real, labels), n, r
     if config.pl_weight > 0:
@@ -72,7 +76,7 @@ def _progan_losses(config: Config, G: nn.Module, D: nn.Module) -> Iterator[Loss]
     for lod in lods:
         place = schedule.place(lod + 0.5 if lod + 1 in lods else lod)  # fading costs more than standing still
         losses.go_to(place)
-        n = min(config.batch_gpu or place.batch, place.batch)
+        n = config.at_once(config.share(place.batch))
         real, labels = _reals(config, n, place.resolution)
         yield D, lambda real=real, labels=labels: losses.d_main(real, labels), n, place.resolution
         yield G, lambda n=n: losses.g_main(n), n, place.resolution
@@ -96,7 +100,8 @@ def estimate(config: Config) -> dict[str, int]:
     costliest phase.
 
     `weights` holds both networks, the EMA, Adam's moments and one network's gradients; `activations` what the costliest
-    phase keeps for its backward pass. Work space of the libraries comes on top.
+    phase keeps for its backward pass, without the block that --recompute is at. Work space of the libraries comes on
+    top.
     """
     build, losses = _MODELS[config.model]
     G, D = build(config, "meta")

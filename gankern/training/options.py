@@ -8,9 +8,13 @@ from typing import Any
 from gankern.errors import InputError
 
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
+IMPLS = ("auto", "reference", "fused")
+
+UNMEASURED = 16
+"""Images at a time outside of training, where --batch-gpu auto says nothing of them."""
 
 RUN_OPTIONS = {"kimg", "batch_gpu", "tick", "snap", "checkpoint_minutes", "keep", "metric_images", "device"}
-RUN_OPTIONS |= {"workers", "memory_gb", "max_skipped"}
+RUN_OPTIONS |= {"workers", "memory_gb", "max_skipped", "graph", "impl", "recompute", "ranks"}
 """Options that may differ when a run is continued."""
 
 
@@ -42,7 +46,7 @@ class Config:
     d_lr: float = 0.002
     gamma: float = 10.0
     # how it runs: these may change when a run is continued
-    batch_gpu: int = 0
+    batch_gpu: int | str = 0
     tick: float = 4.0
     snap: int = 50
     checkpoint_minutes: float = 10.0
@@ -52,6 +56,9 @@ class Config:
     workers: int | None = None
     memory_gb: float | None = None
     max_skipped: int = 20
+    ranks: int = 1  # torchrun's, never given as an option
+    graph: bool = True
+    impl: str = "auto"
 
     @classmethod
     def given(cls, explicit: dict[str, Any]) -> dict[str, Any]:
@@ -71,8 +78,35 @@ class Config:
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed {self.seed}: expected a whole number from 0 to 2^63 - 1")
         self.expect_one_of(PRECISIONS, "precision")
+        self.expect_one_of(IMPLS, "impl")
         if self.channel_base // self.resolution < 1:
             raise InputError(f"--channel-base {self.channel_base}: no channels are left at {self.resolution} px")
+
+    def for_ranks(self, ranks: int) -> dict[str, Any]:
+        """What changes where a run goes on with another number of ranks."""
+        return {"ranks": ranks}
+
+    def share(self, batch: int) -> int:
+        """The images of a batch that are one rank's."""
+        return batch // self.ranks
+
+    def each(self, batch: int) -> str:
+        """What a message says of the shares of several ranks."""
+        return f" ({self.share(batch)} on each of {self.ranks} ranks)" if self.ranks > 1 else ""
+
+    def at_once(self, batch: int) -> int:
+        """How many images of a rank's `batch` go through the networks at a time; all where that is to be found out."""
+        return batch if self.batch_gpu in (0, "auto") else min(self.batch_gpu, batch)
+
+    def fits_mbstd(self, images: int) -> bool:
+        """Whether minibatch stddev can compare so many images."""
+        return not self.mbstd_group or images % min(self.mbstd_group, images) == 0
+
+    def expect_batch_gpu(self, least: int) -> None:
+        if self.batch_gpu != "auto":
+            if not isinstance(self.batch_gpu, int):
+                raise InputError(f"--batch-gpu {self.batch_gpu}: expected a whole number or auto")
+            self.expect_counts("batch_gpu", least=least)
 
     def expect_counts(self, *names: str, least: int = 1) -> None:
         for name in names:

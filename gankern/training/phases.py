@@ -5,7 +5,7 @@
     D        mean softplus(D(G(z))) + mean softplus(−D(x))
     D + R1   interval · γ/2 · ‖∇D(x)‖²
 
-What is done with their gradients stands in step.py.
+What is done with their gradients stands in step.py and update.py.
 """
 
 import math
@@ -43,21 +43,37 @@ def build_networks(config: StyleGAN2Config, device: torch.device | str) -> tuple
     return (G.double(), D.double()) if config.precision == "fp64" else (G, D)
 
 
+def joined(real: Tensor, fake: Tensor, group: int) -> Tensor:
+    """[N, ...] and [N, ...] as one batch, in such an order that minibatch stddev in groups of `group`, which compares
+    the samples i, i + 2N/group, ..., compares reals with reals and fakes with fakes."""
+    return torch.cat([t.unflatten(0, (group, len(t) // group)) for t in (real, fake)], 1).flatten(0, 1)
+
+
+def apart(both: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """The two halves of a batch of `joined`'s order."""
+    real, fake = both.unflatten(0, (group, len(both) // group)).chunk(2, 1)
+    return real.flatten(0, 1), fake.flatten(0, 1)
+
+
 class Phases(Recorder):
     """The losses of a generator and a discriminator; what they observe is kept until `pop_stats`.
 
     `sample_labels(n)` draws conditions [n, c_dim] for the generator. The running path length `pl_mean` is the
-    caller's to update, from `observed_lengths`; likewise w_avg from `observed_w`.
+    caller's to update, from the last loss's `observed_lengths`; likewise w_avg from `observed_w`.
     """
 
     def __init__(self, config: StyleGAN2Config, G: nn.Module, D: nn.Module, sample_labels: Callable[[int], Tensor]):
         super().__init__()
         self.config, self.G, self.D, self.sample_labels = config, G, D, sample_labels
         parameter = next(G.parameters())
-        self.device = parameter.device
-        self.pl_mean = torch.zeros([], device=self.device, dtype=parameter.dtype)
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.pl_mean = torch.zeros([], device=self.device, dtype=self.dtype)
         self.observed_w: list[Tensor] = []
         self.observed_lengths: list[Tensor] = []
+
+    def reals(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, R, R] in [-1, 1]."""
+        return images.to(self.dtype).div_(127.5).sub_(1)
 
     def g_main(self, n: int) -> Tensor:
         """The generator's loss on n samples."""
@@ -76,7 +92,7 @@ class Phases(Recorder):
         noise = torch.randn(img.shape, device=img.device) / math.sqrt(img.shape[2] * img.shape[3])
         lengths = loss.path_lengths(img, ws, noise)
         length = lengths.detach().mean()
-        self.observed_lengths.append(length)
+        self.observed_lengths = [length]
         penalty = (lengths - self.pl_mean.lerp(length, config.pl_decay)).square().mean()
         self.record("path_length", length)
         self.record("loss/path_length", penalty)
@@ -87,11 +103,16 @@ class Phases(Recorder):
         with torch.no_grad():
             ws, c = self._latents(len(real))
             fake = self.G.synthesis(ws)
-        real_logits = self.D(real, labels)
-        value = loss.discriminator_loss(real_logits, self.D(fake, c))
+        real_logits, fake_logits = self._judge(real, labels, fake, c)
+        value = loss.discriminator_loss(real_logits, fake_logits)
         self.record("loss/D", value)
         self.record("logits/real", real_logits.mean())
         return value
+
+    def _judge(self, real: Tensor, labels: Tensor, fake: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [N, 1] of reals and fakes, which go through the discriminator as one batch."""
+        group = min(self.config.mbstd_group, len(real))
+        return apart(self.D(joined(real, fake, group), joined(labels, c, group)), group)
 
     def d_r1(self, real: Tensor, labels: Tensor) -> Tensor:
         """R1 regularisation on reals [N, C, R, R]."""
@@ -103,10 +124,12 @@ class Phases(Recorder):
     def _latents(self, n: int) -> tuple[Tensor, Tensor]:
         """ws [n, num_ws, w_dim] with style mixing, and the conditions [n, c_dim]."""
         c = self.sample_labels(n).to(self.device)
-        ws = self.G.mapping(torch.randn(n, self.config.z_dim, device=self.device), c)
-        self.observed_w.append(ws[:, 0].detach().mean(0))
-        if self.config.style_mixing > 0:
-            other = self.G.mapping(torch.randn(n, self.config.z_dim, device=self.device), c)
+        mixing = self.config.style_mixing > 0
+        z = torch.randn(2 * n if mixing else n, self.config.z_dim, device=self.device)
+        ws, *others = self.G.mapping(z, c.repeat(2, 1) if mixing else c).split(n)
+        self.observed_w = [ws[:, 0].detach().mean(0)]
+        if mixing:
+            (other,) = others
             cutoff = torch.randint(1, self.G.num_ws, [], device=self.device)
             mix = torch.rand([], device=self.device) < self.config.style_mixing
             layer = torch.arange(self.G.num_ws, device=self.device)

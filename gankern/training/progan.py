@@ -1,20 +1,21 @@
 """One training step of ProGAN: critic, generator, average, at the place that the schedule (schedule.py) has reached.
 
 The networks hold all stages from the start: growing allocates nothing, and what isn't reached yet gets no gradient.
-The losses are in progan_phases.py, what an update is in trainer.py.
+The losses are in progan_phases.py, what an update is in update.py.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from gankern.training.distributed import World
 from gankern.training.ema import update_ema
 from gankern.training.progan_options import ProGANConfig
 from gankern.training.progan_phases import ProGANPhases, build_networks
 from gankern.training.schedule import Place
-from gankern.training.trainer import BaseTrainer
+from gankern.training.trainer import BaseTrainer, fused_adam
+from gankern.training.update import Phase
 
 
 class ProGANTrainer(BaseTrainer):
@@ -26,12 +27,17 @@ class ProGANTrainer(BaseTrainer):
         device: torch.device | str,
         sample_labels: Callable[[int], Tensor],
         warn: Callable[[str], None] = print,
+        world: World = World(),  # noqa: B008 (frozen)
     ):
-        super().__init__(config, *build_networks(config, device), warn)
-        adam = partial(torch.optim.Adam, betas=(0.0, config.beta2), eps=1e-8, fused=True)
-        self.G_opt = adam(self.G.parameters(), lr=config.g_lr)
-        self.D_opt = adam(self.D.parameters(), lr=config.d_lr)
-        self.phases = ProGANPhases(config, self.G, self.D, sample_labels)
+        super().__init__(config, build_networks(config, device), sample_labels, warn, world)
+        adam = {"betas": (0.0, config.beta2), "eps": 1e-8}
+        self.G_opt = fused_adam(self.G, lr=config.g_lr, **adam)
+        self.D_opt = fused_adam(self.D, lr=config.d_lr, **adam)
+        phases = self.phases = ProGANPhases(config, self.G, self.D, self.conditions)
+        self.updates = self.build_updates(
+            Phase("D", self.D, self.D_opt, lambda lane: phases.d_main(phases.reals(lane.real), lane.labels)),
+            Phase("G", self.G, self.G_opt, lambda lane: phases.g_main(len(lane.real))),
+        )
         self.schedule = config.schedule()
         self._scheduled = self._last_batch = 0  # the images at the last look at the schedule; of the last step
         self._go_to(self.schedule.at(0))
@@ -51,7 +57,7 @@ class ProGANTrainer(BaseTrainer):
                 for optimizer in (self.G_opt, self.D_opt):
                     _begin_anew(optimizer)
             self._go_to(place)
-        return place.batch, place.resolution
+        return place.batch // self.world.size, place.resolution
 
     def _go_to(self, place: Place) -> None:
         self.phases.go_to(place)
@@ -63,19 +69,19 @@ class ProGANTrainer(BaseTrainer):
     def last_batch(self) -> int:
         return self._last_batch
 
+    def due(self) -> Sequence[str]:
+        return list(self.updates)
+
+    def place_key(self) -> tuple:
+        """The learning rate is the stage's, so it changes with it."""
+        return self.place.stage, self.place.fade > 0
+
     def step(self, real: Tensor, labels: Tensor) -> None:
-        (batch, _), phases = self.prepare(), self.phases
-        if len(real) != batch:
-            raise ValueError(f"real has {len(real)} images, expected {batch}")
-        real = phases.reals(real)
-        size = min(self.config.batch_gpu or batch, batch)
-        micro = list(zip(real.split(size), labels.split(size), strict=True))
-        self._update("D", self.D, self.D_opt, [partial(phases.d_main, x, c) for x, c in micro])
-        self._update("G", self.G, self.G_opt, [partial(phases.g_main, len(x)) for x, _ in micro])
+        super().step(real, labels)
+        self._last_batch = self.place.batch
+
+    def average(self) -> None:
         update_ema(self.G_ema, self.G, self.config.ema_beta)
-        self.nimg += batch
-        self.steps += 1
-        self._last_batch = batch
 
     def where(self) -> str:
         return str(self.place)

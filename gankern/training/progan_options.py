@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gankern.errors import InputError
-from gankern.training.options import Config, flag
+from gankern.training.options import UNMEASURED, Config, flag
 from gankern.training.schedule import BATCHES, RATES, Schedule, look_up, parse_table, resolutions, table_text
 
 LOSSES = ("wgan-gp", "logistic")
@@ -92,8 +92,8 @@ class ProGANConfig(Config):
     @property
     def images_at_once(self) -> int:
         """How many images a network is given at a time where it is largest."""
-        batch = self.schedule().batches[self.resolution]
-        return min(self.batch_gpu or batch, batch)
+        share = self.share(self.schedule().batches[self.resolution])
+        return min(share, UNMEASURED) if self.batch_gpu == "auto" else self.at_once(share)
 
     def schedule(self) -> Schedule:
         """The tables, looked up. Raises InputError where one has a hole."""
@@ -107,7 +107,8 @@ class ProGANConfig(Config):
         return Schedule(self.resolution, self.first_resolution, *kimg, batches, look_up(rates, wanted))
 
     def check(self) -> None:
-        self.expect_counts("mbstd_group", "fused_from", "batch_gpu", least=0)
+        self.expect_batch_gpu(least=0)
+        self.expect_counts("mbstd_group", "fused_from", least=0)
         self.expect_counts("repeats", "start_resolution")
         self.expect_not_negative("gp_weight", "drift", "cond_weight", "stable_kimg", "fade_kimg")
         self.expect_positive("gp_target")
@@ -126,10 +127,16 @@ class ProGANConfig(Config):
     def _check_schedule(self) -> None:
         schedule = self.schedule()
         for r, batch in schedule.batches.items():
-            at_once = min(self.batch_gpu or batch, batch)
-            if batch % at_once:
-                raise InputError(f"--batch-gpu {at_once}: the batch of {batch} at {r} px is not a multiple of it")
-            if self.mbstd_group and at_once % min(self.mbstd_group, at_once):
+            if batch % self.ranks:
+                raise InputError(
+                    f"--batch-schedule {self.batch_schedule}: at {r} px {batch} images, not a multiple of the "
+                    f"{self.ranks} ranks that torchrun started"
+                )
+            at_once = self.at_once(self.share(batch))
+            if self.share(batch) % at_once:
+                of = f"the batch of {batch}{self.each(batch)} at {r} px"
+                raise InputError(f"--batch-gpu {at_once}: {of} is not a multiple of it")
+            if not self.fits_mbstd(at_once):
                 raise InputError(
                     f"--batch-schedule {self.batch_schedule}: at {r} px {at_once} images, not a multiple of "
                     f"--mbstd-group {self.mbstd_group}, the samples that minibatch stddev compares"

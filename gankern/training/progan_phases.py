@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gankern.models.progan import Discriminator, Generator, downscale, upscale
 from gankern.training import loss, progan_loss
-from gankern.training.phases import DTYPES
+from gankern.training.phases import DTYPES, apart, joined
 from gankern.training.progan_options import ProGANConfig
 from gankern.training.recorder import Recorder
 from gankern.training.schedule import Place
@@ -87,7 +87,7 @@ class ProGANPhases(Recorder):
             fake, c = self._fakes(len(real))
         wgan = config.loss == "wgan-gp"
         real = real if wgan else real.detach().requires_grad_()
-        (real_scores, real_logits), (fake_scores, fake_logits) = self._judge(real), self._judge(fake)
+        (real_scores, real_logits), (fake_scores, fake_logits) = self._judge_both(real, fake, together=wgan)
         if wgan:
             value = progan_loss.critic_loss(real_scores, fake_scores, config.drift)
             value = value + config.gp_weight * self._gradient_penalty(real, fake)
@@ -127,6 +127,15 @@ class ProGANPhases(Recorder):
         c = self.sample_labels(n).to(self.device)
         z = torch.randn(n, self.config.z_dim, device=self.device)
         return self.G(z, c, **self._at(), native=True), c
+
+    def _judge_both(self, real: Tensor, fake: Tensor, together: bool) -> list[tuple[Tensor, Tensor | None]]:
+        """What the discriminator says of each; `together`: as one batch, where that leaves minibatch stddev its groups
+        of reals alone and fakes alone. (R1 differentiates through the reals alone.)"""
+        group = min(self.config.mbstd_group or 1, len(real))
+        if not together or len(real) % group or self.config.mbstd_group > len(real):
+            return [self._judge(real), self._judge(fake)]
+        parts = zip(*(apart(t, group) for t in self._judge(joined(real, fake, group)) if t is not None), strict=True)
+        return [part if len(part) == 2 else (*part, None) for part in parts]
 
     def _judge(self, img: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scores [N, 1] and, with labels, their logits [N, c_dim]."""

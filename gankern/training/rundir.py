@@ -23,6 +23,19 @@ def refuse_foreign(path: Path) -> None:
         raise InputError(f"--out {path}: not empty and not a run (it holds {others[0]}); give another --out")
 
 
+class Onlooker:
+    """A run as the ranks but the first have it: it says and writes nothing."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def close(self) -> None: ...
+    def log(self, text: str) -> None: ...
+    def live(self, text: str) -> None: ...
+    def write_stats(self, row: dict) -> None: ...
+    def rewind_stats(self, nimg: int) -> None: ...
+
+
 class RunDir:
     """The folder of one run, locked against a second writer while this object lives (the lock dies with the
     process)."""

@@ -8,27 +8,39 @@ from gankern.data import open_dataset
 from gankern.errors import InputError
 from gankern.training.checkpoint import list_checkpoints
 from gankern.training.config import Config, continued, read_toml, resolve
-from gankern.training.loop import pick_device
+from gankern.training.distributed import ALONE, World, pick_device
 from gankern.training.memory import estimate
-from gankern.training.rundir import RunDir, refuse_foreign
+from gankern.training.operators import use_operators
+from gankern.training.rundir import Onlooker, RunDir, refuse_foreign
 
 
-def configure(out: Path, explicit: dict[str, Any], *, labels: bool | None = None, must_exist: bool = False) -> Config:
-    """The config of the run that `out` holds, or of a new one in it; writes nothing.
+def configure(
+    out: Path,
+    explicit: dict[str, Any],
+    *,
+    labels: bool | None = None,
+    must_exist: bool = False,
+    world: World = ALONE,
+) -> Config:
+    """The config of the run that `out` holds, or of a new one in it, for the ranks there are; writes nothing. Rank 0
+    looks, the others hear of it.
 
     `explicit`: the options that the user gave (names of Config's fields, None for not given). `labels`: train on the
     dataset's labels. `must_exist`: refuse to begin a new run. A run that has no checkpoint yet has learned nothing:
     given --data it begins anew, with whatever options. Raises InputError.
     """
-    config = _configure(out, explicit, labels, must_exist)
-    pick_device(config.device)
+    with world.together():
+        config = None if world.rank else _configure(out, explicit, labels, must_exist, world.size)
+    config = world.told(config)
+    with world.together(), use_operators(config.impl, pick_device(config.device, world)):
+        pass
     return config
 
 
-def _configure(out: Path, explicit: dict[str, Any], labels: bool | None, must_exist: bool) -> Config:
+def _configure(out: Path, explicit: dict[str, Any], labels: bool | None, must_exist: bool, num_gpus: int) -> Config:
     file = out / "config.toml"
     if file.exists() and (must_exist or explicit.get("data") is None or list_checkpoints(out)):
-        config = continued(read_toml(file), explicit, out)
+        config = continued(read_toml(file), explicit, out, num_gpus)
         if labels is not None and labels != (config.c_dim > 0):
             kind = "conditional (--cond)" if config.c_dim > 0 else "not conditional (no --cond)"
             raise InputError(f"{out} holds another run: it is {kind}; give another --out")
@@ -47,11 +59,18 @@ def _configure(out: Path, explicit: dict[str, Any], labels: bool | None, must_ex
     )
     options = {k: v for k, v in explicit.items() if k != "resolution"}
     options["data"] = str(Path(explicit["data"]).expanduser().resolve())
-    return resolve(options, resolution=dataset.resolution, c_dim=dataset.label_dim, identity=dataset.identity)
+    labelled = {"c_dim": dataset.label_dim, "identity": dataset.identity}
+    return resolve(options, resolution=dataset.resolution, num_gpus=num_gpus, **labelled)
 
 
-def claim(out: Path, config: Config) -> RunDir:
-    """Locks `out` for this run and writes its config.toml. Raises InputError where it isn't free."""
+def claim(out: Path, config: Config, world: World = ALONE) -> RunDir | Onlooker:
+    """Locks `out` for this run and writes its config.toml, on rank 0 for all. Raises InputError where it isn't
+    free."""
+    with world.together():
+        return Onlooker(out) if world.rank else _claim(out, config)
+
+
+def _claim(out: Path, config: Config) -> RunDir:
     run = RunDir(out)
     try:
         run.saved_config()  # raises for a folder of other things
@@ -79,6 +98,6 @@ def describe(config: Config) -> str:
 
 def _costliest(config: Config, memory: dict[str, int]) -> str:
     if config.model == "stylegan2":
-        return f"batch_gpu {config.batch_gpu}"
+        return f"batch_gpu {memory['images']}"
     r = memory["resolution"]
     return f"{memory['images']} images of {r}x{r}, the costliest stage"

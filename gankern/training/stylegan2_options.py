@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gankern.errors import InputError
-from gankern.training.options import Config
+from gankern.training.options import UNMEASURED, Config
 
 ARCHITECTURES = ("skip", "orig", "resnet")
 
@@ -27,6 +27,7 @@ class StyleGAN2Config(Config):
     style_mixing: float = 0.9
     ema_kimg: float = 10.0
     ema_rampup: float | None = None
+    recompute: int = 0
 
     @classmethod
     def given(cls, explicit: dict[str, Any]) -> dict[str, Any]:
@@ -39,15 +40,24 @@ class StyleGAN2Config(Config):
         """The options that the preset gives."""
         options = preset_options(given.get("preset", "auto"), resolution, num_gpus, given.get("batch"))
         batch = options["batch"]
-        return options | {"batch_gpu": batch // num_gpus if batch > 0 else 1}
+        return options | {"batch_gpu": max(batch // num_gpus, 1)}
 
     @property
     def images_at_once(self) -> int:
         """How many images a network is given at a time."""
-        return self.batch_gpu
+        return min(self.share(self.batch), UNMEASURED) if self.batch_gpu == "auto" else self.batch_gpu
+
+    def fits_mbstd(self, images: int) -> bool:
+        return images % self.mbstd_group == 0
+
+    def for_ranks(self, ranks: int) -> dict[str, Any]:
+        if self.batch_gpu == "auto":
+            return super().for_ranks(ranks)
+        return {"ranks": ranks, "batch_gpu": max(min(self.batch_gpu, self.batch // ranks), 1)}
 
     def check(self) -> None:
-        self.expect_counts("batch", "batch_gpu", "mbstd_group", "r1_interval", "pl_interval", "pl_shrink")
+        self.expect_batch_gpu(least=1)
+        self.expect_counts("batch", "mbstd_group", "r1_interval", "pl_interval", "pl_shrink")
         self.expect_counts("mapping_layers", "w_dim")
         super().check()
         self.expect_not_negative("pl_weight", "ema_kimg", "ema_rampup")
@@ -58,12 +68,19 @@ class StyleGAN2Config(Config):
         self.expect_one_of(ARCHITECTURES, "g_architecture", "d_architecture")
         if self.resolution < 8:
             raise InputError(f"--data {self.data}: images are {self.resolution} px, expected 8 or more")
-        if self.batch % self.batch_gpu:
-            raise InputError(f"--batch {self.batch}: not a multiple of --batch-gpu {self.batch_gpu}")
-        if self.batch_gpu % self.mbstd_group:
-            of = "--batch-gpu" if self.batch_gpu != self.batch else "--batch"
+        if self.recompute and (self.recompute < 4 or self.recompute & (self.recompute - 1)):
+            raise InputError(f"--recompute {self.recompute}: expected a power of two from 4, or 0 for none")
+        if self.batch % self.ranks:
+            raise InputError(f"--batch {self.batch}: not a multiple of the {self.ranks} ranks that torchrun started")
+        share = self.share(self.batch)
+        at_once = share if self.batch_gpu == "auto" else self.batch_gpu
+        if share % at_once:
+            each = self.each(self.batch)
+            raise InputError(f"--batch {self.batch}{each}: not a multiple of --batch-gpu {self.batch_gpu}")
+        if not self.fits_mbstd(at_once):
+            of = "--batch-gpu" if at_once != self.batch else "--batch"
             raise InputError(
-                f"{of} {self.batch_gpu}: not a multiple of --mbstd-group {self.mbstd_group}, "
+                f"{of} {at_once}: not a multiple of --mbstd-group {self.mbstd_group}, "
                 "the samples that minibatch stddev compares"
             )
 

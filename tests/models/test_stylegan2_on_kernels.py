@@ -82,3 +82,28 @@ def test_network_equals_the_reference(impl, reference, host_build):
     for name, t in want.items():
         error = (got[name] - t).abs().max().item()
         assert error <= 1e-9 * max(t.abs().max().item(), 1e-3), f"{name}: {error:.3g}"
+
+
+@pytest.mark.parametrize("architectures", [("orig", "skip"), ("resnet", "orig")], ids="-".join)
+def test_other_architectures(architectures):
+    """The generator's and the discriminator's; without noise, with labels."""
+    of_g, of_d = architectures
+    torch.manual_seed(0)
+    small = SMALL | {"img_resolution": 8}
+    G = Generator(8, 3, 8, num_mapping_layers=1, architecture=of_g, **small).double()
+    D = Discriminator(3, num_mapping_layers=1, mbstd_group_size=2, architecture=of_d, **small).double()
+    z, c = torch.randn(2, 8, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[:2]
+    found = []
+    for impl in ("reference", "triton"):
+        with running(impl):
+            img = G(z, c, noise_mode="none")
+            logits = D(img, c)
+            named = {k: p for net in (G, D) for k, p in net.named_parameters()}
+            used = torch.autograd.grad(logits.sin().sum(), list(named.values()), allow_unused=True)
+            found.append({"img": img, "logits": logits} | dict(zip(named, used, strict=True)))
+    want, got = found
+    for name, t in want.items():
+        assert (t is None) == (got[name] is None), name
+        if t is not None:
+            error = (got[name] - t).abs().max().item()
+            assert error <= 1e-9 * max(t.abs().max().item(), 1e-3), f"{name}: {error:.3g}"

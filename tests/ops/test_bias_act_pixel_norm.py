@@ -202,7 +202,8 @@ def test_moves_no_more_than_it_must(dtype, channels, size, most, channels_last, 
     one, mine = x.numel() * x.element_size(), "bias_act_pixel_norm"
     assert forward.by_name() == {f"{mine}_forward": (1, 2 * one + b.numel() * b.element_size())}
     launches = {name: calls for name, (calls, size) in backward.by_name().items() if size}
-    assert launches == {f"{mine}_backward": 1, "aten::sum": 1}
+    cast = {"aten::_to_copy": 1} if dtype == torch.bfloat16 else {}  # of the bias's gradient, summed in float32
+    assert launches == {f"{mine}_backward": 1, "aten::sum": 1} | cast
     assert 3 * one < backward.bytes < most * one
 
 

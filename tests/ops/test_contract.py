@@ -78,6 +78,8 @@ X, Y, W, S, B = (4, 6, 5, 3), (4, 8, 10, 6), (8, 6, 3, 3), (4, 6), (8,)
 GENERAL = ("lrelu", 0.2, 1.4, 0.9)  # act, alpha, gain, clamp
 FIR = [F4, [1, 1], [1, 1], [2, 1, 2, 1], False, 4.0]
 LAYER_INPUTS = [X, W, S, (4, 8), (10, 6), (), B, F4, (4, 8)]
+STYLED_INPUTS = [X, W, None, *LAYER_INPUTS[3:]]
+PREPARED = [[4, 2, 9, 1, 6, 1, 3, 2, 3], [0.5, 1.0, 2.0], [2, 0, 3]]  # shapes, gains, flags
 REGISTERED = {
     "bias_act": [X, (6,), X, 1, "lrelu", 0.2, 1.4, 0.7],
     "bias_act-swish": [X, (6,), None, 1, "swish", 0.0, 1.4, -1.0],
@@ -100,6 +102,15 @@ REGISTERED = {
     "conv2d_input_grad": [(4, 8, 5, 3), W, list(X), 1, 1, False],
     "conv2d_weight_grad": [(4, 8, 5, 3), X, list(W), 1, 1, False],
     "modulated_conv2d": [*LAYER_INPUTS, 2, 1, True, *GENERAL, "both"],
+    "modulated_conv2d_backward": [
+        *(Y, Y, *STYLED_INPUTS, Y, None),
+        [i in (0, 3, 7) for i in range(8)],
+        *(2, 1, True, "lrelu", 0.2, 1.4, -1.0, "both"),
+    ],
+    "demodulate": [(8, 6), S, 50.0],
+    "demodulate_backward": [(4, 8), (8, 6), S, (4, 8), [False, True]],
+    "prepare_weights": [(96,), *PREPARED, torch.float32],
+    "residual_branches": [(4, 6, 6, 4), W, F4, 1],
 }
 NOT_AUTOGRAD = {
     "bias_act_second": [X, (6,), X, None, None, X, 1, "tanh", 0.0, 1.0, 0.7],
@@ -108,7 +119,15 @@ NOT_AUTOGRAD = {
     "bias_act_pixel_norm_second": [X, (6,), X, X, (6,), "tanh", 0.0, 1.0, 1e-8],
     "bias_act_pixel_norm_second-nobias": [X, None, X, X, None, "lrelu", 0.2, 1.0, 1e-8],
     "minibatch_stddev_second": [X, (4, 9, 5, 3), X, 2, 3, 1e-8],
-    "modulated_conv2d_backward": [Y, Y, *LAYER_INPUTS, Y, None, [True] * 8, 2, 1, True, *GENERAL, "both"],
+    "modulated_conv2d_backward-all": [Y, Y, *LAYER_INPUTS, Y, None, [True] * 8, 2, 1, True, *GENERAL, "both"],
+    "modulated_conv2d_second": [
+        *(X, (4, 8), (4, 8), Y, Y, X, W, (4, 8), (10, 6), (), B, F4, (4, 8), Y, (4, 8), (4, 8)),
+        *([True] * 5, 2, 1, True, "lrelu", 0.2, 1.4, -1.0, "both"),
+    ],
+    "demodulate_backward-all": [(4, 8), (8, 6), S, (4, 8), [True, True]],
+    "demodulate_second": [S, (4, 8), (8, 6), S, (4, 8), True],
+    "prepare_weights_backward": [(96,), (14,), (96,), *PREPARED],
+    "residual_branches_backward": [(4, 8, 6, 4), (4, 6, 3, 2), (4, 6, 6, 4), W, F4, True, 1],
 }
 ELSEWHERE = ("upfirdn2d_bias_act", "bias_act_upfirdn2d")  # with their own tests: test_fir_act.py
 

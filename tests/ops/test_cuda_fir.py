@@ -204,6 +204,6 @@ def test_layer_in_every_type(dtype, channels_last):
     *_, dt, sums = in_two_passes(t.double(), f, fir, wide, dy.double(), dys.double(), False)
     got_dt, got_sums = layer_fir.backward(dy, dys, *got, f, fir, t.shape[2:], o, (True,) * 4)
     assert_close(got_dt, dt, 2 * rounding, "dt")
-    for a, b in zip(got_sums, sums, strict=True):
-        assert a.dtype == torch.float32
+    for a, b, like in zip(got_sums, sums, (o.bias, o.strength, None, o.next_styles), strict=True):
+        assert a.dtype == (torch.float32 if like is None else like.dtype)
         assert_close(a, b, 2 * rounding, "sums")

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from runs_util import assert_same_run, dying_process, final_state, start, stats
+from runs_util import assert_same_run, differences, dying_process, final_state, start, stats
 
 from gankern.training.checkpoint import list_checkpoints
 
@@ -18,7 +18,7 @@ VARIANTS = {
     "labels": ["--cond"],
     "workers": ["--memory-gb", "0", "--workers", "1"],
 }
-STATE = {"G", "D", "G_ema", "G_opt", "D_opt", "pl_mean", "nimg", "steps", "rng", "stats", "skipped"}
+STATE = {"G", "D", "G_ema", "G_opt", "D_opt", "pl_mean", "nimg", "steps", "done", "sums", "skipped"}
 
 
 @pytest.fixture
@@ -54,7 +54,6 @@ def test_the_state_is_all_there(finished):
     assert state["data"]["position"] == 32
     assert state["trainer"].keys() >= STATE
     assert state["trainer"]["pl_mean"] > 0
-    assert state["trainer"]["rng"].numel() > 600
     assert state["trainer"]["G_opt"]["state"][0]["step"] == 6  # four updates and two of path length
 
 
@@ -99,8 +98,7 @@ def test_snapshots_change_nothing(command, cli, tmp_path, finished):
     assert cli(*command("plain", "snaps"), "--snap", "1")[0] == 0
     assert len(list((tmp_path / "snaps").glob("fakes-*.png"))) == 3
     a, b = final_state(finished), final_state(tmp_path / "snaps")
-    assert a["trainer"]["rng"].equal(b["trainer"]["rng"])
-    assert all(v.equal(b["trainer"]["G_ema"][k]) for k, v in a["trainer"]["G_ema"].items())
+    assert differences(a["trainer"], b["trainer"]) == []
 
 
 def test_longer(finished, cli, tmp_path, tiny):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs_util import differences
 
 from gankern import files
 from gankern.errors import InputError
@@ -151,7 +152,7 @@ def test_damaged_checkpoint(damage, two_checkpoints, cli):
     assert "checkpoint-00000.048" in out.split("trying the one before")[0]
     assert "continuing from checkpoint-00000.032" in out
     again = load_checkpoint(two_checkpoints / "checkpoint-00000.048")
-    assert again["trainer"]["rng"].equal(whole["trainer"]["rng"])
+    assert differences(again["trainer"], whole["trainer"]) == []
     assert [p.name for p in list_checkpoints(two_checkpoints)] == ["checkpoint-00000.048"]
 
 

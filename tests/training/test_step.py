@@ -2,7 +2,7 @@
 
 import copy
 import math
-from functools import partial
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ from runs_util import differences
 
 from gankern.training import NonFiniteError, Trainer
 from gankern.training.config import resolve
+from gankern.training.graphs import Replays
+from gankern.training.update import Lane
 
 SMALL = {"z_dim": 16, "w_dim": 16, "channel_base": 128, "mapping_layers": 2, "batch": 8, "data": "", "mbstd_group": 4}
 
@@ -22,9 +24,9 @@ class Recording(Trainer):
         no_labels = lambda n: torch.zeros(n, config.c_dim)  # noqa: E731
         super().__init__(config, "cpu", sample_labels or no_labels, self.warnings.append)
 
-    def _update(self, phase, network, optimizer, losses):
-        self.seen.append((self.steps, phase, len(losses)))
-        return super()._update(phase, network, optimizer, losses)
+    def _update(self, update, real, labels, lanes):
+        self.seen.append((self.steps, update.phase.name, lanes))
+        super()._update(update, real, labels, lanes)
 
 
 @pytest.fixture
@@ -57,16 +59,21 @@ def test_accumulated_gradient_is_the_mean(make_trainer, phase, size):
     ws = torch.randn(8, trainer.G.num_ws, 16)
     labels = torch.empty(8, 0)
 
-    network, optimizer = (trainer.G, trainer.G_opt) if phase == "G" else (trainer.D, trainer.D_opt)
+    update = trainer.updates[phase]
+    network, optimizer = update.phase.network, update.phase.optimizer
+    whole_batch = ws if phase == "G" else x
     seen = []  # as the optimizer meets them: afterwards they are gone
     optimizer.step = lambda: seen.append({name: g.clone() for name, g in gradients(network).items()})
 
     def run(n: int) -> dict:
         if phase == "G":
-            losses = [lambda w=w: trainer.G.synthesis(w, "const").square().mean() for w in ws.split(n)]
+            loss = lambda lane: trainer.G.synthesis(lane.real, "const").square().mean()  # noqa: E731
         else:
-            losses = [partial(trainer.phases.d_r1, part, labels[: len(part)]) for part in x.split(n)]
-        assert trainer._update(phase, network, optimizer, losses)
+            loss = lambda lane: trainer.phases.d_r1(lane.real, lane.labels)  # noqa: E731
+        update.phase = replace(update.phase, loss=loss, observed=None, keep=None)
+        count = 8 // n
+        lane = lambda i: (Lane(whole_batch[i::count], labels[i::count], labels[i::count]), lambda: None)  # noqa: E731
+        update.run(count, lane, Replays(None, print))
         return seen.pop()
 
     whole, parts = run(8), run(size)
@@ -145,8 +152,18 @@ def test_no_style_mixing(make_trainer):
 # -- what isn't finite ------------------------------------------------------------------------------------------------
 
 
+def with_moments(trainer: Recording) -> Recording:
+    """After a step, about to take one of all phases again: Adam's state is there, and nothing is recorded."""
+    trainer.step(*batch(trainer))
+    assert trainer.skipped == trainer.steps - 1 == 0
+    trainer.pop_stats()
+    trainer.steps = 0
+    trainer.seen.clear()
+    return trainer
+
+
 def test_poisoned_labels_skip_the_discriminator(make_trainer):
-    trainer = make_trainer(c_dim=3)
+    trainer = with_moments(make_trainer(c_dim=3))
     real, labels = batch(trainer)
     before = copy.deepcopy(trainer.state_dict())
     trainer.step(real, labels.fill_(math.nan))
@@ -165,7 +182,11 @@ def test_poisoned_labels_skip_the_discriminator(make_trainer):
 
 def test_poisoned_latents_change_nothing(make_trainer):
     """Conditions that aren't finite reach every phase but R1: networks, averages and means stay as they were."""
-    trainer = make_trainer(c_dim=3, gamma=0.0, sample_labels=lambda n: torch.full((n, 3), math.inf))
+    poison = []
+    trainer = make_trainer(c_dim=3, gamma=0.0, sample_labels=lambda n: torch.full((n, 3), sum(poison)))
+    with_moments(trainer)
+    trainer.G_ema.load_state_dict(trainer.G.state_dict())  # else it moves towards them
+    poison.append(math.inf)
     before = copy.deepcopy(trainer.state_dict())
     trainer.step(*batch(trainer))
     after = trainer.state_dict()

@@ -39,10 +39,16 @@ def wanted_sums(sums: Sequence[bool], v: Tensor) -> tuple[Tensor | None, int]:
     return totals, sum(1 << i for i, wanted in enumerate(sums) if wanted)
 
 
-def by_name(totals: Tensor | None, sums: Sequence[bool]) -> list[Tensor | None]:
-    """The four sums, None for those that weren't wanted."""
+def finished(totals: Tensor | None, o: Operands, sums: Sequence[bool], of_style: bool = False) -> list[Tensor | None]:
+    """[db, dstrength, dd, ds⁺] of the sums Σ g, Σ g·noise, Σ g·(p − strength·noise − b), Σ dys·v that were wanted."""
     found = iter(() if totals is None else totals.unbind())
-    return [next(found) if wanted else None for wanted in sums]
+    b, strength, of_d, styles = (next(found) if wanted else None for wanted in sums)
+    return [
+        None if b is None else b.sum(0).to(o.bias.dtype),
+        None if strength is None else strength.sum().to(o.strength.dtype),
+        of_d if of_d is None or of_style or o.d is None else of_d / o.d,
+        None if styles is None else styles.to(o.next_styles.dtype),
+    ]
 
 
 def forward(t: Tensor, o: Operands, plain: bool = True) -> tuple[Tensor, Tensor]:
@@ -64,10 +70,11 @@ def backward(
     v: Tensor | None,
     vs: Tensor | None,
     o: Operands,
-    sums: tuple[bool, bool, bool, bool],
+    sums: Sequence[bool],
+    *,
+    of_style: bool = False,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """(dt, [N, C] each of Σ g, Σ g·noise, d·Σ g·t, Σ dys·v) from the gradients of v and v · next_styles and either of
-    the two; None for the sums that aren't wanted."""
+    """What `kernels.backward` gives."""
     saved = dense(vs if v is None else v)
     dy, dys = (None if t is None else dense_like(t, saved) for t in (dy, dys))
     dt = torch.empty_like(saved)
@@ -78,4 +85,4 @@ def backward(
         _cuda.launch("layer_backward", dy, dys, saved, v is None, *tensors, dt, totals, wanted, *args)
     elif _impl.launching() and totals is not None:
         totals.zero_()
-    return dt, by_name(totals, sums)
+    return dt, finished(totals, o, sums, of_style)

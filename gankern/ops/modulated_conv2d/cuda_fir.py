@@ -49,9 +49,9 @@ def backward(
     fir: dict,
     size: Sequence[int],
     o: Operands,
-    sums: tuple[bool, bool, bool, bool],
+    sums: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """(dt [N, C, *size], [N, C] each of Σ g, Σ g·noise, d·Σ g·FIR(t), Σ dys·v), as `cuda.backward`."""
+    """What `fir.backward` gives."""
     saved = dense(vs if v is None else v)
     dy, dys = (None if t is None else dense_like(t, saved) for t in (dy, dys))
     dt, cl = empty((*saved.shape[:2], *size), saved), is_channels_last(saved)
@@ -59,8 +59,8 @@ def backward(
     padding = adjoint_padding(f, size, saved.shape[2:], down, up, fir["padding"])
     sampling = up, down, padding, True, fir["gain"]
     if _impl.launching() and saved.numel() and not fir_act.fits(f, sampling, ((1, 1), (1, 2)), cl, saved, dy, dys):
-        dt, totals = cuda.backward(dy, dys, v, vs, o, sums)
-        return upfirdn2d.forward(dt, f, *sampling), totals
+        dt, gradients = cuda.backward(dy, dys, v, vs, o, sums)
+        return upfirdn2d.forward(dt, f, *sampling), gradients
     totals, wanted = cuda.wanted_sums(sums, saved)
     if _impl.launching() and saved.numel():
         tensors, noise_step = cuda.operands(o, saved)
@@ -70,4 +70,4 @@ def backward(
         )
     elif _impl.launching() and totals is not None:
         totals.zero_()
-    return dt, cuda.by_name(totals, sums)
+    return dt, cuda.finished(totals, o, sums)

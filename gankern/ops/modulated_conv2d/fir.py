@@ -8,6 +8,8 @@ The filter is `upfirdn2d`'s strip; what `kernels` does to a tile stands here in 
 """
 
 import functools
+import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -18,6 +20,7 @@ from gankern.ops import _impl
 from gankern.ops._layout import cdiv, dense, dense_like, empty
 from gankern.ops._triton import CONFIGS, config, launch
 from gankern.ops.modulated_conv2d.layer import Operands, sums_dtype
+from gankern.ops.modulated_conv2d.sums import gradients_of, total_up
 from gankern.ops.modulated_conv2d.tile import add_sums, arguments, finish, gradient, operands, sum_shape
 from gankern.ops.upfirdn2d.kernels import covers, key_of, load_tile, output, plan, store_tile, unrollable
 from gankern.ops.upfirdn2d.op import adjoint_padding
@@ -145,7 +148,12 @@ def _backward(
     for k in tl.static_range(4):
         if SPEC[12 + k]:
             total = tl.sum(state[k], 0 if FORM[3] else 1, keep_dims=True)
-            tl.store(partial + k * strips.to(tl.int64) * planes + at, total, mask=exists)
+            if k == 2 and SPEC[4]:
+                total /= scale
+            if k == 1:
+                tl.store(partial + strips.to(tl.int64) * planes + tl.program_id(0), tl.sum(total))
+            else:
+                tl.store(partial + k * strips.to(tl.int64) * planes + at, total, mask=exists)
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------
@@ -193,18 +201,17 @@ def backward(
     fir: dict,
     size: list[int],
     o: Operands,
-    sums: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor, Tensor]:
-    """(dt [N, C, *size], [4, N, C] of Σ g, Σ g·noise, d·Σ g·FIR(t), Σ dys·v), as `kernels.backward`."""
+    sums: Sequence[bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """(dt [N, C, *size], [db, dstrength, dd, ds⁺]), as `kernels.backward`."""
     saved = dense(vs if v is None else v)
     dy, dys = (None if t is None else dense_like(t, saved) for t in (dy, dys))
     n, channels = saved.shape[:2]
-    dt = empty((n, channels, *size), saved)
-    totals = torch.empty([4, n, channels], dtype=sums_dtype(saved), device=saved.device)
+    dt, gradients = empty((n, channels, *size), saved), gradients_of(saved, o, sums)
     if not _impl.launching():
-        return dt, totals
+        return dt, gradients
     if saved.numel() == 0:
-        return dt, totals.zero_()
+        return dt, [t if t is None else t.zero_() for t in gradients]
     up, down = (1, 1), (fir["up"],) * 2
     padding = adjoint_padding(f, size, saved.shape[2:], down, up, fir["padding"])
     key = key_of(saved, f, up, down)
@@ -214,8 +221,9 @@ def backward(
     constants["SPEC"] = (*spec, dy is not None, dys is not None, v is None, *sums)
     form, xs = constants["FORM"], constants["X"]
     strips = cdiv(size[1], form[4 if form[3] else 5] * xs[4]) * cdiv(size[0], form[6])
-    partial = torch.empty([4, strips, n * channels], dtype=totals.dtype, device=saved.device)
+    partial = torch.empty([4, strips, n, channels], dtype=sums_dtype(saved), device=saved.device)
     args = (saved if dy is None else dy, saved if dys is None else dys, saved, f.contiguous(), *pointers)
     args += (dt, partial, noise_step, *numbers)
     launch(_backward, "layer_fir_backward", key, grid, args, constants, settings)
-    return dt, partial.sum(1).view(4, n, channels)
+    total_up(partial, gradients, math.prod(grid), parts_first=True)
+    return dt, gradients

@@ -123,11 +123,7 @@ def backward(dy, dys, t: Tensors, y, ys, layer: Layer, needs: list[bool]) -> lis
     need_d, need_noise, need_strength, need_b, need_next = needs[3:]
     sums = (need_b, need_strength, need_d, need_next)
     y = y if layer.plain else None
-    dt, totals, dnoise = _through_pass(dy, dys, y, ys, t, layer, sums, need_noise)
-    dd = totals[2] / t.d if need_d else None
-    db = totals[0].sum(0).to(t.bias.dtype) if need_b else None
-    dstrength = totals[1].sum().to(t.strength.dtype) if need_strength else None
-    dnext = totals[3].to(t.next_styles.dtype) if need_next else None
+    dt, (db, dstrength, dd, dnext), dnoise = _through_pass(dy, dys, y, ys, t, layer, sums, need_noise)
     return [*_through_convolution(dt, t, layer, needs), dd, dnoise, dstrength, db, dnext]
 
 
@@ -140,17 +136,17 @@ def _filter_fused(t: Tensors, layer: Layer) -> bool:
 
 
 def _through_pass(dy, dys, y, ys, t: Tensors, layer: Layer, sums, need_noise: bool):
-    """The gradient of the convolution's output, the pass's sums, and the noise map's gradient where needed."""
+    """The gradient of the convolution's output, those that are sums, and the noise map's where needed."""
     operands, dnoise = _operands(t, layer), None
     args, size = layer.fir_args(t.weight, t.f) if layer.up == 2 else None, layer.before_fir(t.x, t.weight)
     if _filter_fused(t, layer) and not need_noise:
         return *_filter_passes(layer).backward(dy, dys, y, ys, t.f, args, size, operands, sums), None
-    dt, totals = _passes(layer).backward(dy, dys, y, ys, operands, sums)
+    dt, gradients = _passes(layer).backward(dy, dys, y, ys, operands, sums)
     if need_noise:
         dnoise = _noise_gradient(dt, t)
     if layer.up == 2:
         dt = upfirdn2d_adjoint(dt, t.f, size, **args, impl=layer.sub_impl)
-    return dt, totals, dnoise
+    return dt, gradients, dnoise
 
 
 def _noise_gradient(dt: Tensor, t: Tensors) -> Tensor:
@@ -175,5 +171,6 @@ def _through_convolution(dt: Tensor, t: Tensors, layer: Layer, needs: list[bool]
     if t.styles is None or dxs is None:
         return [dxs, dw, None]
     # the pass with d = s and y = x: dx = s·dxs, and its sum of g·p is the style's gradient
-    dx, totals = _passes(layer).backward(dxs, None, t.x, None, _style(t.styles), (False, False, need_s, False))
-    return [dx if need_x else None, dw, totals[2].to(t.styles.dtype) if need_s else None]
+    sums = (False, False, need_s, False)
+    dx, (_, _, ds, _) = _passes(layer).backward(dxs, None, t.x, None, _style(t.styles), sums, of_style=True)
+    return [dx if need_x else None, dw, ds.to(t.styles.dtype) if need_s else None]

@@ -2,12 +2,14 @@
 
     forward     v = clamp(gain · act(d·t + strength·noise + b)),   writes v and, or, v · s⁺ (the next layer's style)
     backward    from dv, d(v·s⁺) and the saved v or v·s⁺: g, the gradient of the pre-activation p; writes dt = d·g and
-                the sums over each image's pixels  Σ g,  Σ g·noise,  Σ g·(p − strength·noise − b) = d·Σ g·t,  Σ dys·v
+                the sums over each image's pixels  Σ g,  Σ g·noise,  Σ g·(p − strength·noise − b)/d = Σ g·t,  Σ dys·v
 
 The pre-activation comes back from v (linear and leaky ReLU invert), so t is never kept. With d = s, no bias and no
 activation the same two kernels multiply by a style and give the style's gradient. An image is a matrix of its memory:
 [pixels, channels] in channels_last, [channels, pixels] in NCHW.
 """
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -19,6 +21,7 @@ from gankern.ops._layout import cdiv, dense, dense_like, is_channels_last
 from gankern.ops._settings import pow2, size_class
 from gankern.ops._triton import CONFIGS, accumulator, config, launch, programs
 from gankern.ops.modulated_conv2d.layer import Operands, sums_dtype
+from gankern.ops.modulated_conv2d.sums import gradients_of, total_up
 from gankern.ops.modulated_conv2d.tile import add_sums, arguments, finish, gradient, operands, sum_shape
 
 CONFIGS["layer_forward"] = (
@@ -34,7 +37,7 @@ CONFIGS["layer_backward"] = (  # four running sums a value: few values a thread 
 
 
 @triton.jit
-def _numbers(first, many: tl.constexpr, FIRST_DIM: tl.constexpr):
+def numbers(first, many: tl.constexpr, FIRST_DIM: tl.constexpr):
     """`many` numbers from `first` along one of a tile's dimensions."""
     if FIRST_DIM:
         return first + tl.arange(0, many)[:, None]
@@ -43,7 +46,7 @@ def _numbers(first, many: tl.constexpr, FIRST_DIM: tl.constexpr):
 
 
 @triton.jit
-def _place(c, px, n, pixels, channels, NHWC: tl.constexpr):
+def place(c, px, n, pixels, channels, NHWC: tl.constexpr):
     """(offsets, mask) of the tile of these channels and pixels in image n."""
     mask = (c < channels) & (px < pixels)
     if NHWC:
@@ -74,9 +77,9 @@ def _forward(
     blocks, tiles = tl.cdiv(channels, BC), tl.cdiv(pixels, BP)
     pid, n = tl.program_id(0), tl.program_id(1).to(tl.int64)
     # neighbours in the grid are neighbours in memory
-    c = _numbers((pid % blocks if NHWC else pid // tiles) * BC, BC, not NHWC)
-    px = _numbers((pid // blocks if NHWC else pid % tiles) * BP, BP, NHWC)
-    at, mask = _place(c, px, n, pixels, channels, NHWC)
+    c = numbers((pid % blocks if NHWC else pid // tiles) * BC, BC, not NHWC)
+    px = numbers((pid // blocks if NHWC else pid % tiles) * BP, BP, NHWC)
+    at, mask = place(c, px, n, pixels, channels, NHWC)
     scale, noise, amount, b, styles = operands(
         d, noise, strength, bias, next_styles, n, c, channels, noise_step, SPEC, ACC
     )
@@ -107,7 +110,7 @@ def _backward(
 ):
     """Program (j, i, n) takes the channels of block j and every tile i + k·programs of image n's pixels."""
     i, n, many = tl.program_id(1), tl.program_id(2).to(tl.int64), tl.num_programs(1)
-    c = _numbers(tl.program_id(0) * BC, BC, not NHWC)
+    c = numbers(tl.program_id(0) * BC, BC, not NHWC)
     scale, noise, amount, b, styles = operands(
         d, noise, strength, bias, next_styles, n, c, channels, noise_step, SPEC, ACC
     )
@@ -120,8 +123,8 @@ def _backward(
         tl.zeros(sum_shape(SPEC[15], rows, cols), ACC),
     )
     for step in range(i, tl.cdiv(pixels, BP), many):
-        px = _numbers(step * BP, BP, NHWC)
-        at, mask = _place(c, px, n, pixels, channels, NHWC)
+        px = numbers(step * BP, BP, NHWC)
+        at, mask = place(c, px, n, pixels, channels, NHWC)
         g, rate, v, styled = gradient(dy, dys, saved, at, mask, styles, SPEC, ACC)
         sums = add_sums(sums, g, rate, v, styled, noise + px, px < pixels, amount, b, mask, SPEC, ACC)
         if SPEC[4]:
@@ -132,13 +135,19 @@ def _backward(
     for k in tl.static_range(4):
         if SPEC[12 + k]:
             total = tl.sum(sums[k], 0 if NHWC else 1, keep_dims=True)
-            tl.store(partial + k * part + row, total, mask=c < channels)
+            if k == 2 and SPEC[16]:
+                total /= scale
+            if k == 1:
+                at = (n * many + i) * tl.num_programs(0) + tl.program_id(0)
+                tl.store(partial + part + at, tl.sum(total))
+            else:
+                tl.store(partial + k * part + row, total, mask=c < channels)
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------
 
 
-def _plan(kernel: str, t: Tensor) -> tuple[str, dict, dict]:
+def plan(kernel: str, t: Tensor) -> tuple[str, dict, dict]:
     """(key, settings, constants)."""
     _, channels, h, w = t.shape
     nhwc = is_channels_last(t)
@@ -161,7 +170,7 @@ def forward(t: Tensor, o: Operands, plain: bool = True) -> tuple[Tensor, Tensor]
     y = torch.empty_like(t) if plain else t.new_empty(0)
     ys = torch.empty_like(t) if styled else t.new_empty(0)
     if _impl.launching() and t.numel():
-        key, settings, constants = _plan("layer_forward", t)
+        key, settings, constants = plan("layer_forward", t)
         pointers, noise_step, spec = arguments(o, t)
         pixels, channels = t.shape[2] * t.shape[3], t.shape[1]
         grid = (cdiv(pixels, constants["BP"]) * cdiv(channels, constants["BC"]), t.shape[0])
@@ -177,26 +186,30 @@ def backward(
     v: Tensor | None,
     vs: Tensor | None,
     o: Operands,
-    sums: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor, Tensor]:
-    """(dt, [4, N, C] of Σ g, Σ g·noise, d·Σ g·t, Σ dys·v) from the gradients of v and v · next_styles and either of
-    the two; the sums that aren't wanted hold nothing."""
+    sums: Sequence[bool],
+    *,
+    of_style: bool = False,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """(dt, [db, dstrength, dd, ds⁺]) from the gradients of v and v · next_styles and either of the two; None for a
+    gradient that isn't among the `sums` wanted. `of_style`: in dd's place Σ g·p, the gradient of a style that v was
+    multiplied by."""
     saved = dense(vs if v is None else v)
     dy, dys = (None if t is None else dense_like(t, saved) for t in (dy, dys))
-    dt = torch.empty_like(saved)
-    n, channels, height, width = saved.shape
-    totals = torch.empty([4, n, channels], dtype=sums_dtype(saved), device=saved.device)
+    dt, gradients = torch.empty_like(saved), gradients_of(saved, o, sums)
     if not _impl.launching():
-        return dt, totals
+        return dt, gradients
     if saved.numel() == 0:
-        return dt, totals.zero_()
-    key, settings, constants = _plan("layer_backward", saved)
+        return dt, [t if t is None else t.zero_() for t in gradients]
+    key, settings, constants = plan("layer_backward", saved)
     pointers, noise_step, spec = arguments(o, saved)
+    n, channels, height, width = saved.shape
     blocks, tiles = cdiv(channels, constants["BC"]), cdiv(height * width, constants["BP"])
     many = max(1, min(tiles, cdiv(programs(saved, settings["WAVES"]), blocks * n)))
-    partial = torch.empty([4, n, many, channels], dtype=totals.dtype, device=saved.device)
-    constants["SPEC"] = (*spec, dy is not None, dys is not None, v is None, *sums)
+    partial = torch.empty([4, n, many, channels], dtype=sums_dtype(saved), device=saved.device)
+    divided = o.d is not None and not of_style
+    constants["SPEC"] = (*spec, dy is not None, dys is not None, v is None, *sums, divided)
     args = (saved if dy is None else dy, saved if dys is None else dys, saved, *pointers)
     args += (dt, partial, height * width, channels, noise_step)
     launch(_backward, "layer_backward", key, (blocks, many, n), args, constants, settings)
-    return dt, partial[:, :, 0] if many == 1 else partial.sum(2)
+    total_up(partial, gradients, n * many * blocks)
+    return dt, gradients

@@ -38,6 +38,9 @@ def demodulation(weight: Tensor, styles: Tensor, eps: float = 1e-8) -> Tensor:
     return (s.square() @ w.square().sum([2, 3]).t() + eps).rsqrt()
 
 
+_demodulation = demodulation
+
+
 def modulated_conv2d_reference(
     x: Tensor,
     weight: Tensor,
@@ -156,7 +159,7 @@ def _backward(ctx, dy, dys):
     if not weight_gradients_wanted():
         for i in (1, 4, 5, 6):
             needs[i] = False
-    if torch.is_grad_enabled():  # create_graph=True
+    if torch.is_grad_enabled() and not _differentiable(Tensors(*tensors), ctx.layer, needs):  # create_graph=True
         gradients = formulas.gradients(dy, dys, Tensors(*tensors), y, ys, ctx.layer, needs)
     else:
         gradients = _modulated_conv2d_backward(dy, dys, *tensors, y, ys, needs, *astuple(ctx.layer))
@@ -164,7 +167,106 @@ def _backward(ctx, dy, dys):
     return *gradients[:7], None, gradients[7], *[None] * len(fields(Layer))
 
 
+def _differentiable(t: Tensors, layer: Layer, needs: list[bool]) -> bool:
+    """Whether the backward op's own gradient is the fused one of `second`."""
+    if layer.impl == "reference":
+        return False
+    from gankern.ops.modulated_conv2d import second
+
+    return second.serves(t, layer, needs)
+
+
+def _second_impl(
+    a: Tensor | None,
+    e: Tensor | None,
+    f_: Tensor | None,
+    dy: Tensor | None,
+    dys: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    d: Tensor,
+    noise: Tensor | None,
+    strength: Tensor | None,
+    bias: Tensor | None,
+    f: Tensor | None,
+    next_styles: Tensor | None,
+    saved: Tensor,
+    dd: Tensor,
+    dnext: Tensor,
+    needs: list[bool],
+    up: int,
+    padding: int,
+    flip_weight: bool,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float,
+    outputs: str,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`second.gradients`; empty for each that there isn't."""
+    from gankern.ops.modulated_conv2d import second
+
+    t = Tensors(x, weight, None, d, noise, strength, bias, f, next_styles)
+    layer = Layer(up, padding, flip_weight, act, alpha, gain, clamp, outputs, impl)
+    gradients = second.gradients((a, e, f_), dy, dys, t, saved, dd, dnext, layer, needs)
+    return tuple(x.new_empty(0) if g is None else g for g in gradients)
+
+
+_modulated_conv2d_second = _impl.register("modulated_conv2d_second", _second_impl)
+
+
+def _save_backward(ctx, inputs, output):
+    (dy, dys), tensors, (y, ys, ctx.needs) = inputs[:2], inputs[2 : 2 + _TENSORS], inputs[2 + _TENSORS : 5 + _TENSORS]
+    ctx.layer = Layer(*inputs[5 + _TENSORS :])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(dy, dys, *tensors, y, ys, output[3], output[7])
+
+
+def _third_order(ctx, dy, dys, tensors, y, ys, cotangents) -> list[Tensor | None]:
+    """What the formulas have: each operand counts as a variable of its own, as a saved y isn't a function of x here."""
+    inputs = [t if t is None else t.view_as(t) for t in (dy, dys, *tensors, y, ys)]
+    outputs = formulas.gradients(*inputs[:2], Tensors(*inputs[2:-2]), *inputs[-2:], ctx.layer, ctx.needs)
+    pairs = zip((outputs[0], outputs[3], outputs[7]), cotangents, strict=True)
+    outputs, given = zip(*[(o, c) for o, c in pairs if o is not None and c is not None], strict=True)
+    asked = [t is not None and need for t, need in zip(inputs, ctx.needs_input_grad, strict=False)]
+    wanted = [t for t, need in zip(inputs, asked, strict=True) if need]
+    found = iter(torch.autograd.grad(outputs, wanted, given, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in asked]
+
+
+def _backward_backward(ctx, ddx, _dw, _ds, ddd, _dnoise, _dstrength, _db, ddnext):
+    """Of a backward pass with respect to x, d and next_styles; any other ran as formulas."""
+    dy, dys, *tensors, y, ys, dd, dnext = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        gradients = _third_order(ctx, dy, dys, tensors, y, ys, (ddx, ddd, ddnext))
+        return *gradients, None, *[None] * len(fields(Layer))
+    x, weight, _, d, noise, strength, bias, f, next_styles = tensors
+    asked = ctx.needs_input_grad[2 : 2 + _TENSORS]
+    wanted = weight_gradients_wanted()
+    through_d = wanted and ddd is not None  # bias and noise strength matter to the sum of g·u alone
+    needs = [
+        asked[1] and wanted,
+        asked[3],
+        asked[5] and through_d,
+        asked[6] and through_d,
+        asked[8] and dys is not None,
+    ]
+    saved = y if ctx.layer.plain else ys
+    layer_args = astuple(ctx.layer)
+    tensors = (x, weight, d, noise, strength, bias, f, next_styles)
+    gradients = _modulated_conv2d_second(ddx, ddd, ddnext, dy, dys, *tensors, saved, dd, dnext, needs, *layer_args)
+    there = [dy is not None, dys is not None, *needs, True]
+    ddy, ddys, dw, d_d, dstrength, db, dstyles, dsaved = (
+        g if given else None for g, given in zip(gradients, there, strict=True)
+    )
+    of_tensors = (None, dw, None, d_d, None, dstrength, db, None, dstyles)
+    of_saved = (dsaved, None) if ctx.layer.plain else (None, dsaved)
+    return ddy, ddys, *of_tensors, *of_saved, None, *[None] * len(fields(Layer))
+
+
 _modulated_conv2d.register_autograd(_backward, setup_context=_save)
+_modulated_conv2d_backward.register_autograd(_backward_backward, setup_context=_save_backward)
 _impl.declare("modulated_conv2d", "triton", "triton_gemm", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------
@@ -231,6 +333,7 @@ def modulated_conv2d(
     clamp: float | None = None,
     *,
     noise_strength: Tensor | None = None,
+    demodulation: Tensor | None = None,
     styled: bool = False,
     next_styles: Tensor | None = None,
     both: bool = False,
@@ -244,6 +347,7 @@ def modulated_conv2d(
     activations are meant); `noise` broadcastable to [N, 1, H·up, W·up], times the scalar tensor `noise_strength` where
     given (its gradient comes with the others, that of a noise map costs a pass); `bias` [O] with `act`, `alpha`,
     `gain`, `clamp` as in `bias_act`. `up`: 1, or 2 through `resample_filter` (gain 4). `padding`: k//2 keeps the size.
+    `demodulation` [N, O], where it is known already (`demodulate`), is what every output channel is multiplied by.
     `flip_weight=True` correlates, False convolves. float16 with demodulation normalises weights and styles first, so
     that sums stay in range.
 
@@ -257,12 +361,17 @@ def modulated_conv2d(
     _check(x, weight, styles, noise, noise_strength, next_styles, up, padding, resample_filter)
     if both and next_styles is None:
         raise ValueError("both=True, expected next_styles beside it")
-    if demodulate and x.dtype == torch.float16:
+    given = demodulation is not None
+    if given and demodulation.shape != (x.shape[0], weight.shape[0]):
+        raise ValueError(
+            f"demodulation has shape {tuple(demodulation.shape)}, expected [{x.shape[0]}, {weight.shape[0]}]"
+        )
+    if demodulate and not given and x.dtype == torch.float16:
         weight, styles = _normalised(weight, styles, styled)
     if bias is not None:
         check_bias(bias, x, weight.shape[0])
     act_args = activation_args(act, alpha, gain, clamp)
-    d = demodulation(weight, styles, eps) if demodulate else None
+    d = demodulation if given else _demodulation(weight, styles, eps) if demodulate else None
     strength = None if noise_strength is None else noise_strength.reshape([])
     tensors = (x, weight, None if styled else styles, d, noise, strength, bias, resample_filter, next_styles)
     outputs = "plain" if next_styles is None else "both" if both else "styled"

@@ -36,11 +36,12 @@ def forward(
     padding: Sequence[int],
     flip_filter: bool,
     gain: float,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """y in x's dtype and memory format."""
+    """y in x's dtype and memory format, plus a `residual` of its shape where given, in a pass of its own."""
     x = dense(x)
     y = output(x, f, up, down, padding)
     if _impl.launching() and y.numel():
         args = sampling((up, down, padding, flip_filter, gain))
         _cuda.launch("upfirdn2d", x, taps(f, x), y, is_channels_last(x), *args)
-    return y
+    return y if residual is None or not _impl.launching() else y.add_(residual)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.ops import _impl
-from gankern.ops._layout import cdiv, dense, empty, is_channels_last
+from gankern.ops._layout import cdiv, dense, dense_like, empty, is_channels_last
 from gankern.ops._settings import pow2, size_class
 from gankern.ops._triton import CONFIGS, accumulator, config, launch
 from gankern.ops.upfirdn2d.strip import count, fir_strip, first, first_row, kept, own_rows, step, tile_of, turns
@@ -23,6 +23,7 @@ CONFIGS["upfirdn2d"] = (
     {"BYTES": 2048, "ROWS": 32, "PX": 2, "AHEAD": False, "num_warps": 4},
     {"BYTES": 4096, "ROWS": 16, "PX": 1, "AHEAD": True, "num_warps": 8},
 )
+CONFIGS["upfirdn2d_add"] = tuple(c for c in CONFIGS["upfirdn2d"] if c["PX"] == 1)  # going up there are two anyway
 CONFIGS["upfirdn2d_direct"] = (
     {"TILE": 512, "num_warps": 4},
     {"TILE": 1024, "num_warps": 4},
@@ -46,10 +47,18 @@ def store_tile(args, state, row, col, start, offset, mask, v, SPEC: tl.constexpr
     return state
 
 
+@triton.jit
+def _add_tile(args, state, row, col, start, offset, mask, v, SPEC: tl.constexpr, ACC: tl.constexpr):
+    y, residual = args
+    tl.store(y + start + offset, v + tl.load(residual + start + offset, mask=mask, other=0.0).to(ACC), mask=mask)
+    return state
+
+
 @triton.jit(do_not_specialize=["planes"])
 def _strip(
     x,
     f,
+    residual,
     y,
     planes,
     height,
@@ -57,6 +66,7 @@ def _strip(
     out_height,
     out_width,
     channels,
+    ADD: tl.constexpr,
     X: tl.constexpr,
     Y: tl.constexpr,
     FORM: tl.constexpr,
@@ -64,7 +74,10 @@ def _strip(
 ):
     dims = (height, width, out_height, out_width, channels)
     place, _, _ = tile_of(tl.program_id(0), planes, dims, X, Y, FORM)
-    fir_strip(load_tile, (x,), store_tile, (y,), (), f, place, dims, X, Y, FORM, None, ACC)
+    if ADD:
+        fir_strip(load_tile, (x,), _add_tile, (y, residual), (), f, place, dims, X, Y, FORM, None, ACC)
+    else:
+        fir_strip(load_tile, (x,), store_tile, (y,), (), f, place, dims, X, Y, FORM, None, ACC)
 
 
 @triton.jit
@@ -198,18 +211,21 @@ def forward(
     padding: Sequence[int],
     flip_filter: bool,
     gain: float,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """y in x's dtype and memory format."""
+    """y in x's dtype and memory format, plus a `residual` of its shape where given."""
     x = dense(x)
     y = output(x, f, up, down, padding)
     if not _impl.launching() or y.numel() == 0:
         return y
     key = key_of(x, f, up, down)
-    settings = config("upfirdn2d", key, x)
+    name = "upfirdn2d" if residual is None else "upfirdn2d_add"
+    settings = config(name, key, x)
     f = f.contiguous()
     if unrollable(f, up, down, settings):
         grid, args, constants = plan(x, f, y, up, down, padding, flip_filter, gain, settings)
-        launch(_strip, "upfirdn2d", key, grid, (x, f, y, *args), constants, settings)
+        added = x if residual is None else dense_like(residual, y)
+        launch(_strip, name, key, grid, (x, f, added, y, *args), {"ADD": residual is not None} | constants, settings)
         return y
     settings = config("upfirdn2d_direct", key, x)
     constants = {
@@ -221,4 +237,4 @@ def forward(
     }
     args = (x, f, y, y.numel(), *x.shape[2:], *y.shape[2:], x.shape[1])
     launch(_direct, "upfirdn2d_direct", key, (cdiv(y.numel(), settings["TILE"]),), args, constants, settings)
-    return y
+    return y if residual is None else y.add_(residual)

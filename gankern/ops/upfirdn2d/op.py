@@ -191,7 +191,7 @@ def adjoint_args(f, in_size, out_size, up, down, padding, flip_filter, gain) -> 
     return list(down), list(up), reverse, not flip_filter, gain
 
 
-def _adjoint(dy, f, in_size, up, down, padding, flip_filter, gain, impl) -> Tensor:
+def adjoint(dy, f, in_size, up, down, padding, flip_filter, gain, impl) -> Tensor:
     """The gradient of x [.., *in_size] from that of upfirdn2d(x, f, up, down, padding, ...)."""
     return _upfirdn2d(dy, f, *adjoint_args(f, in_size, dy.shape[2:], up, down, padding, flip_filter, gain), impl)
 
@@ -199,7 +199,7 @@ def _adjoint(dy, f, in_size, up, down, padding, flip_filter, gain, impl) -> Tens
 def _backward(ctx, dy):
     if ctx.args[-1] != "reference":
         dy = dy.contiguous(memory_format=ctx.format)
-    return _adjoint(dy, *ctx.saved_tensors, ctx.in_size, *ctx.args), *[None] * 7
+    return adjoint(dy, *ctx.saved_tensors, ctx.in_size, *ctx.args), *[None] * 7
 
 
 _upfirdn2d.register_autograd(_backward, setup_context=_save)
@@ -288,7 +288,7 @@ def upfirdn2d_adjoint(
     dy: Tensor, f: Tensor, in_size: Sequence[int], up: int, padding: Sequence[int], gain: float, *, impl: str
 ) -> Tensor:
     """The gradient of x [N, C, *in_size] from dy, that of upfirdn2d(x, f, up, padding=padding, gain=gain)."""
-    return _adjoint(dy, f, in_size, (up, up), (1, 1), padding, False, gain, impl)
+    return adjoint(dy, f, in_size, (up, up), (1, 1), padding, False, gain, impl)
 
 
 def upsample2d(x: Tensor, f: Tensor, up: int = 2, *, impl: str | None = None) -> Tensor:
