@@ -60,7 +60,7 @@ def trained(make, impl):
 CASES = [
     pytest.param(progan, "triton", id="progan-triton"),
     pytest.param(stylegan2, "cuda", id="stylegan2-cuda"),
-    pytest.param(stylegan2, "triton", id="stylegan2-triton", marks=pytest.mark.slow),  # five minutes
+    pytest.param(stylegan2, "triton", id="stylegan2-triton", marks=pytest.mark.slow),  # a quarter of an hour
 ]
 
 
