@@ -20,7 +20,7 @@ from gankern.ops import _impl
 from gankern.ops._layout import cdiv, dense, dense_like, empty
 from gankern.ops._triton import CONFIGS, config, launch
 from gankern.ops.modulated_conv2d.layer import Operands, sums_dtype
-from gankern.ops.modulated_conv2d.sums import gradients_of, total_up
+from gankern.ops.modulated_conv2d.sums import gradients_of, store_sum, total_up
 from gankern.ops.modulated_conv2d.tile import add_sums, arguments, finish, gradient, operands, sum_shape
 from gankern.ops.upfirdn2d.kernels import covers, key_of, load_tile, output, plan, store_tile, unrollable
 from gankern.ops.upfirdn2d.op import adjoint_padding
@@ -150,10 +150,7 @@ def _backward(
             total = tl.sum(state[k], 0 if FORM[3] else 1, keep_dims=True)
             if k == 2 and SPEC[4]:
                 total /= scale
-            if k == 1:
-                tl.store(partial + strips.to(tl.int64) * planes + tl.program_id(0), tl.sum(total))
-            else:
-                tl.store(partial + k * strips.to(tl.int64) * planes + at, total, mask=exists)
+            store_sum(partial, k, total, strips.to(tl.int64) * planes, at, tl.program_id(0), exists)
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from gankern.ops._layout import cdiv, dense, dense_like, is_channels_last
 from gankern.ops._settings import pow2, size_class
 from gankern.ops._triton import CONFIGS, accumulator, config, launch, programs
 from gankern.ops.modulated_conv2d.layer import Operands, sums_dtype
-from gankern.ops.modulated_conv2d.sums import gradients_of, total_up
+from gankern.ops.modulated_conv2d.sums import gradients_of, store_sum, total_up
 from gankern.ops.modulated_conv2d.tile import add_sums, arguments, finish, gradient, operands, sum_shape
 
 CONFIGS["layer_forward"] = (
@@ -132,16 +132,13 @@ def _backward(
         tl.store(dt + at, g, mask=mask)
     row = (n * many + i) * channels + c
     part = tl.num_programs(2).to(tl.int64) * many * channels
+    program = (n * many + i) * tl.num_programs(0) + tl.program_id(0)
     for k in tl.static_range(4):
         if SPEC[12 + k]:
             total = tl.sum(sums[k], 0 if NHWC else 1, keep_dims=True)
             if k == 2 and SPEC[16]:
                 total /= scale
-            if k == 1:
-                at = (n * many + i) * tl.num_programs(0) + tl.program_id(0)
-                tl.store(partial + part + at, tl.sum(total))
-            else:
-                tl.store(partial + k * part + row, total, mask=c < channels)
+            store_sum(partial, k, total, part, row, program, c < channels)
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------

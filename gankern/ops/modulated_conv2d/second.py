@@ -21,7 +21,7 @@ from gankern.ops._triton import CONFIGS, launch, programs
 from gankern.ops.conv2d import conv2d_backward, library_conv2d
 from gankern.ops.modulated_conv2d.kernels import numbers, place, plan
 from gankern.ops.modulated_conv2d.layer import Layer, Operands, Tensors, sums_dtype
-from gankern.ops.modulated_conv2d.sums import gradients_of, total_up
+from gankern.ops.modulated_conv2d.sums import gradients_of, store_sum, total_up
 from gankern.ops.modulated_conv2d.tile import arguments, gradient, operands, sum_shape
 from gankern.ops.upfirdn2d import upfirdn2d, upfirdn2d_adjoint
 
@@ -124,6 +124,7 @@ def _second(
     sums = (sum_g, sum_gn, sum_ga, sum_s)
     row = (n * many + i) * channels + c
     part = tl.num_programs(2).to(tl.int64) * many * channels
+    program = (n * many + i) * tl.num_programs(0) + tl.program_id(0)
     for k in tl.static_range(4):
         if SPEC[12 + k]:
             total = tl.sum(sums[k], 0 if NHWC else 1, keep_dims=True)
@@ -134,11 +135,7 @@ def _second(
             if k == 3 and SPEC[11]:
                 known = tl.load(dnext + n * channels + c, mask=c < channels, other=0.0)
                 total -= tl.where(i == 0, both, zero) * known
-            if k == 1:
-                at = (n * many + i) * tl.num_programs(0) + tl.program_id(0)
-                tl.store(partial + part + at, tl.sum(total))
-            else:
-                tl.store(partial + k * part + row, total, mask=c < channels)
+            store_sum(partial, k, total, part, row, program, c < channels)
 
 
 def _pass(dy, dys, saved: Tensor, styled: bool, after: Tensor, o: Operands, e, f, dd, dnext, sums):

@@ -21,6 +21,15 @@ CONFIGS["layer_sums"] = ({"ROWS": 64, "COLS": 64, "num_warps": 4}, {"ROWS": 32, 
 
 
 @triton.jit
+def store_sum(partial, K: tl.constexpr, total, part, row, program, mask):
+    """Leaves a program's K-th sum, of its channels: at `row`, or the second, over them as well, at its own number."""
+    if K == 1:
+        tl.store(partial + part + program, tl.sum(total))
+    else:
+        tl.store(partial + K * part + row, total, mask=mask)
+
+
+@triton.jit
 def _total(partial, first, last, images, n_step, m_step, c, inside, ROWS: tl.constexpr, ACC: tl.constexpr):
     """Σ of rows first to last of [parts · images, C], where a row is part r // images of image r % images."""
     total = tl.zeros([ROWS, c.shape[1]], ACC)
