@@ -8,7 +8,7 @@ import sys
 from gankern._version import __version__
 from gankern.errors import InputError, NonFiniteError, OutOfMemory, RankError
 
-COMMANDS = ("train", "generate", "metrics", "bench", "data", "build", "env", "demo")
+COMMANDS = ("train", "generate", "metrics", "convert", "bench", "data", "build", "env", "demo")
 
 
 class _Parser(argparse.ArgumentParser):

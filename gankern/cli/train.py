@@ -16,6 +16,7 @@ from gankern.training.recompute import RECOMPUTE_FROM
 from gankern.training.schedule import BATCHES
 from gankern.training.start import claim, configure, describe
 from gankern.training.torchrun import join
+from gankern.training.transfer import is_start
 
 NOT_CONFIG = ("command", "func", "out", "resume", "dry_run", "cond", "dist_timeout")
 
@@ -45,8 +46,14 @@ def _what(group) -> None:
     group.add_argument("--data", metavar="PATH", help="folder or zip of square images of one power-of-two size")
     group.add_argument("--out", metavar="DIR", help="the run's folder (default runs/<data>-<preset>)")
     group.add_argument(
-        "--resume", nargs="?", const="", metavar="DIR", help="continue the run in DIR (or --out); refuse a new one"
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="DIR|FILE",
+        help="continue the run in DIR (or --out) and refuse a new one; or begin one from the networks in FILE: a "
+        "snapshot .pkl, rosinality's .pt, a network or checkpoint of gankern's",
     )
+    group.add_argument("--freeze-d", type=int, metavar="N", help="keep D's first N layers as they are in that FILE")
     group.add_argument("--model", choices=MODELS, help="default stylegan2, or the preset's")
     group.add_argument("--preset", choices=PRESETS, help="published hyperparameters (default auto, or progan)")
     group.add_argument("--resolution", type=int, metavar="R", help="reduce the images to this size (a power of two)")
@@ -158,14 +165,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, world: World) -> int:
     explicit = {k: v for k, v in vars(args).items() if k not in NOT_CONFIG and v is not None}
-    if args.resume and args.out and Path(args.resume).resolve() != Path(args.out).resolve():
-        raise InputError(f"--out {args.out}: --resume {args.resume} continues in its own folder; leave one of them out")
+    start = args.resume if args.resume and is_start(args.resume) else None
+    resume = None if start else args.resume
+    if start:
+        explicit["start_from"] = start
+    if resume and args.out and Path(resume).resolve() != Path(args.out).resolve():
+        raise InputError(f"--out {args.out}: --resume {resume} continues in its own folder; leave one of them out")
     preset = args.preset or ("progan" if args.model == "progan" else "auto")
-    out = args.resume or args.out or f"runs/{Path(args.data or 'data').stem}-{preset}"
+    out = resume or args.out or f"runs/{Path(args.data or 'data').stem}-{preset}"
     given = {flag(k): v for k, v in vars(args).items() if k != "func"}
     versions = {"gankern": __version__, "torch": torch.__version__}
     world.check_same(given | versions, "expected the same command and versions on every rank")
-    config = configure(Path(out), explicit, labels=args.cond, must_exist=args.resume is not None, world=world)
+    config = configure(Path(out), explicit, labels=args.cond, must_exist=resume is not None, world=world)
     if args.dry_run:
         if world.rank == 0:
             print(describe(config))

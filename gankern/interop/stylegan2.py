@@ -71,8 +71,11 @@ def _load(network: nn.Module, sd: Mapping[str, Tensor]) -> nn.Module:
     return network
 
 
-def generator_from_state_dict(sd: Mapping[str, Tensor], *, compute_dtype: torch.dtype = torch.float32) -> Generator:
+def generator_from_state_dict(
+    sd: Mapping[str, Tensor], *, compute_dtype: torch.dtype = torch.float32, conv_clamp: float | None = None
+) -> Generator:
     """A `Generator` with these weights; resolution, channels, architecture and dimensions come from the shapes.
+    `conv_clamp`, which isn't in the weights, as of `Generator`.
 
     Raises InputError (a ValueError) where names or shapes aren't those of a StyleGAN2 generator.
     """
@@ -99,15 +102,20 @@ def generator_from_state_dict(sd: Mapping[str, Tensor], *, compute_dtype: torch.
         channel_max=top,
         architecture=architecture,
         compute_dtype=compute_dtype,
+        conv_clamp=conv_clamp,
     )
     return _load(network, sd)
 
 
 def discriminator_from_state_dict(
-    sd: Mapping[str, Tensor], *, mbstd_group_size: int | None = 4, compute_dtype: torch.dtype = torch.float32
+    sd: Mapping[str, Tensor],
+    *,
+    mbstd_group_size: int | None = 4,
+    compute_dtype: torch.dtype = torch.float32,
+    conv_clamp: float | None = None,
 ) -> Discriminator:
     """A `Discriminator` with these weights. The minibatch-stddev group isn't in the weights: `mbstd_group_size` gives
-    it.
+    it; `conv_clamp` likewise, as of `Discriminator`.
 
     Raises InputError (a ValueError) where names or shapes aren't those of a StyleGAN2 discriminator.
     """
@@ -136,5 +144,6 @@ def discriminator_from_state_dict(
         mbstd_group_size=mbstd_group_size,
         mbstd_num_channels=last_in - channels[4],
         compute_dtype=compute_dtype,
+        conv_clamp=conv_clamp,
     )
     return _load(network, sd)

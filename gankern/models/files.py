@@ -1,12 +1,14 @@
 """Network files: weights as safetensors with the network's config in the header. Nothing in them is executed."""
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gankern._version import __version__
 from gankern.errors import InputError
@@ -17,14 +19,26 @@ FORMAT = 1
 GENERATORS: dict[str, type[nn.Module]] = {"stylegan2": stylegan2.Generator, "progan": progan.Generator}
 
 
-def save_network(path: Path, network: nn.Module, *, nimg: int, extra: dict | None = None) -> None:
-    """Writes a network's weights and config as safetensors, whole or not at all."""
+def save_network(
+    path: Path,
+    network: nn.Module,
+    *,
+    nimg: int,
+    extra: dict | None = None,
+    training: dict[str, nn.Module] | None = None,
+) -> None:
+    """Writes a network's weights and config as safetensors, whole or not at all. `training`: StyleGAN2's G and D as
+    well, which generating images has no use for."""
     (architecture,) = (name for name, kind in GENERATORS.items() if isinstance(network, kind))
     header = {"format": FORMAT, "gankern": __version__, "architecture": architecture, "config": network.config}
     header |= {"nimg": nimg} | (extra or {})
     if architecture == "progan":
         header["lod"] = network.lod
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    tensors = dict(network.state_dict())
+    for part, other in (training or {}).items():
+        header |= {"training": header.get("training", {}) | {part: other.config}}
+        tensors |= {f"{part}/{name}": value for name, value in other.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with replacing(path) as temporary:  # save_file would make it unreadable for others, and hide a full disk's errno
         temporary.write_bytes(safetensors.torch.save(tensors, metadata={"gankern": json.dumps(header)}))
 
@@ -39,17 +53,7 @@ def load_network(
     version.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"--network {path}: no such file")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        tensors = safetensors.torch.load_file(path)
-        header = json.loads(metadata["gankern"]) if "gankern" in metadata else None
-    except (safetensors.SafetensorError, ValueError, OSError) as error:
-        raise InputError(f"--network {path}: truncated or not a safetensors file ({error})") from None
-    if header is None:
-        raise InputError(f"--network {path}: a safetensors file, but not a gankern network (it has no gankern header)")
+    header, tensors = _read(path, lambda name: "/" not in name)
     try:
         version, writer, architecture = int(header["format"]), header["gankern"], header["architecture"]
         config, _, lod = dict(header["config"]), int(header["nimg"]), float(header.get("lod", 0))
@@ -60,15 +64,50 @@ def load_network(
     if architecture not in GENERATORS:
         known = " or ".join(map(repr, GENERATORS))
         raise InputError(f"--network {path}: architecture {architecture!r}, expected {known}")
-    try:
+    with _fitting(path, architecture):
         network = GENERATORS[architecture](**config, compute_dtype=compute_dtype)
         network.load_state_dict(tensors)
         if architecture == "progan":
             network.place(lod, None)  # refuses one that it doesn't have
             network.lod = lod
+    return network.eval().requires_grad_(False).to(device), header
+
+
+def load_training_networks(path: str | Path) -> dict[str, nn.Module]:
+    """G and D of a network file that was written with them, by these names; else nothing. Errors as of
+    `load_network`."""
+    path, found = Path(path), {}
+    header, tensors = _read(path, lambda name: "/" in name)
+    for part, config in header.get("training", {}).items():
+        with _fitting(path, part):
+            kind = stylegan2.Discriminator if part == "D" else stylegan2.Generator
+            found[part] = kind(**config)
+            own = {name.removeprefix(f"{part}/"): t for name, t in tensors.items() if name.startswith(f"{part}/")}
+            found[part].load_state_dict(own)
+    return found
+
+
+@contextlib.contextmanager
+def _fitting(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
     except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
         first = str(error).strip().splitlines()
-        raise InputError(
-            f"--network {path}: weights and config don't fit, architecture {architecture!r} ({' '.join(first[:2])})"
-        ) from None
-    return network.eval().requires_grad_(False).to(device), header
+        reason = " ".join(first[:2])
+        raise InputError(f"--network {path}: weights and config don't fit, architecture {what!r} ({reason})") from None
+
+
+def _read(path: Path, wanted: Callable[[str], bool]) -> tuple[dict, dict[str, Tensor]]:
+    """The header, and the tensors whose names are wanted."""
+    if not path.is_file():
+        raise InputError(f"--network {path}: no such file")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
+        header = json.loads(metadata["gankern"]) if "gankern" in metadata else None
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise InputError(f"--network {path}: truncated or not a safetensors file ({error})") from None
+    if header is None:
+        raise InputError(f"--network {path}: a safetensors file, but not a gankern network (it has no gankern header)")
+    return header, tensors

@@ -43,11 +43,15 @@ def _laid_out(x: Tensor, resolution: int) -> Tensor:
     return x.contiguous(memory_format=torch.contiguous_format if small else torch.channels_last)
 
 
-def _check(architecture: str, compute_dtype: torch.dtype) -> None:
+def _clamp(architecture: str, compute_dtype: torch.dtype, conv_clamp: float | None) -> float | None:
+    """The clamp of the activations; raises ValueError for arguments that both networks share."""
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture={architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
     if compute_dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise ValueError(f"compute_dtype={compute_dtype}, expected float32, bfloat16 or float16")
+    if conv_clamp is not None and not 0 < conv_clamp < math.inf:
+        raise ValueError(f"conv_clamp={conv_clamp}, expected a number > 0, or None")
+    return FP16_CLAMP if conv_clamp is None and compute_dtype == torch.float16 else conv_clamp
 
 
 class SynthesisBlock(nn.Module):
@@ -126,10 +130,10 @@ class Synthesis(nn.Module):
         channel_max: int,
         architecture: str,
         compute_dtype: torch.dtype,
+        clamp: float | None,
     ):
         super().__init__()
         self.w_dim, self.resolutions = w_dim, _resolutions(img_resolution)
-        clamp = FP16_CLAMP if compute_dtype == torch.float16 else None
         self.num_ws = 1
         for res in self.resolutions:
             block = SynthesisBlock(
@@ -181,7 +185,8 @@ class Generator(nn.Module):
 
     Channels at resolution r: min(channel_base/r, channel_max). `architecture`: skip (published), orig or resnet.
     `compute_dtype`: of the synthesis activations; parameters, mapping network and RGB sums stay float32. float16 runs
-    the highest four resolutions, with clamp 256. Raises ValueError for what isn't possible.
+    the highest four resolutions. `conv_clamp`: bounds the activations at ±this·gain; None: 256 in float16, else none.
+    Raises ValueError for what isn't possible.
     """
 
     def __init__(
@@ -196,14 +201,15 @@ class Generator(nn.Module):
         channel_max: int = 512,
         architecture: str = "skip",
         compute_dtype: torch.dtype = torch.float32,
+        conv_clamp: float | None = None,
     ):
         super().__init__()
-        _check(architecture, compute_dtype)
+        clamp = _clamp(architecture, compute_dtype, conv_clamp)
         self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
         self.img_resolution, self.img_channels = img_resolution, img_channels
         self.compute_dtype = compute_dtype
         self.synthesis = Synthesis(
-            w_dim, img_resolution, img_channels, channel_base, channel_max, architecture, compute_dtype
+            w_dim, img_resolution, img_channels, channel_base, channel_max, architecture, compute_dtype, clamp
         )
         self.num_ws = self.synthesis.num_ws
         self.mapping = Mapping(z_dim, c_dim, w_dim, self.num_ws, num_mapping_layers)
@@ -217,6 +223,7 @@ class Generator(nn.Module):
             "channel_base": channel_base,
             "channel_max": channel_max,
             "architecture": architecture,
+            "conv_clamp": conv_clamp,
         }
 
     def forward(
@@ -316,8 +323,8 @@ class Discriminator(nn.Module):
     """StyleGAN2's discriminator: img [N, img_channels, R, R], c [N, c_dim] or None -> logits [N, 1], float32.
 
     `architecture`: resnet (published), orig or skip. Conditioning is by projection. `mbstd_group_size` must divide
-    the batch (None: the whole batch), `mbstd_num_channels=0` leaves the statistic out. `compute_dtype` as in
-    `Generator`; the last layers stay float32.
+    the batch (None: the whole batch), `mbstd_num_channels=0` leaves the statistic out. `compute_dtype` and `conv_clamp`
+    as in `Generator`; the last layers stay float32.
     """
 
     def __init__(
@@ -333,12 +340,12 @@ class Discriminator(nn.Module):
         mbstd_group_size: int | None = 4,
         mbstd_num_channels: int = 1,
         compute_dtype: torch.dtype = torch.float32,
+        conv_clamp: float | None = None,
     ):
         super().__init__()
-        _check(architecture, compute_dtype)
+        clamp = _clamp(architecture, compute_dtype, conv_clamp)
         self.c_dim, self.img_resolution, self.img_channels = c_dim, img_resolution, img_channels
         self.resolutions = _resolutions(img_resolution)[::-1]
-        clamp = FP16_CLAMP if compute_dtype == torch.float16 else None
         channels = {res: min(channel_base // res, channel_max) for res in self.resolutions}
         cmap_dim = 0 if c_dim == 0 else channels[4] if cmap_dim is None else cmap_dim
         for res in self.resolutions[:-1]:
@@ -369,6 +376,7 @@ class Discriminator(nn.Module):
             "cmap_dim": cmap_dim,
             "mbstd_group_size": mbstd_group_size,
             "mbstd_num_channels": mbstd_num_channels,
+            "conv_clamp": conv_clamp,
         }
 
     def blocks(self) -> list[DiscriminatorBlock]:

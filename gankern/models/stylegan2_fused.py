@@ -20,9 +20,11 @@ from gankern.ops import Weight
 
 def serves(blocks: Sequence[nn.Module], x: Tensor) -> bool:
     """Whether a network of these blocks runs fused on x's device: kernels are there, and all blocks have one dtype that
-    isn't float16, in which a layer normalises its weights and styles by their maxima; a residual generator doesn't."""
+    isn't float16, in which a layer normalises its weights and styles by their maxima; with a clamp, or as a residual
+    generator, it doesn't."""
     dtypes = {block.dtype for block in blocks}
-    plain = not any(isinstance(block.conv1, ModulatedConv2d) and hasattr(block, "skip") for block in blocks)
+    plain = blocks[0].conv1.clamp is None
+    plain = plain and not any(isinstance(block.conv1, ModulatedConv2d) and hasattr(block, "skip") for block in blocks)
     return plain and len(dtypes) == 1 and torch.float16 not in dtypes and ops.runs_fused(x)
 
 

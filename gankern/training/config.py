@@ -39,11 +39,20 @@ def _model(explicit: dict[str, Any]) -> type[Config]:
     return MODELS[model or of_preset]
 
 
-def resolve(explicit: dict[str, Any], *, resolution: int, c_dim: int, identity: str, num_gpus: int = 1) -> Config:
-    """The config of a new run: the preset's options under those that the user gave (`explicit`), checked."""
+def resolve(
+    explicit: dict[str, Any],
+    *,
+    resolution: int,
+    c_dim: int,
+    identity: str,
+    num_gpus: int = 1,
+    start: dict[str, Any] | None = None,
+) -> Config:
+    """The config of a new run: the preset's options, under those of the networks that it starts from (`start`), under
+    those that the user gave (`explicit`), checked."""
     kind = _model(explicit)
     given = kind.given(explicit)
-    options = kind.defaults(given, resolution, num_gpus) | given | {"ranks": num_gpus}
+    options = kind.defaults(given, resolution, num_gpus) | (start or {}) | given | {"ranks": num_gpus}
     config = kind(**options, resolution=resolution, c_dim=c_dim, dataset_identity=identity)
     config.check()
     return config
@@ -61,7 +70,9 @@ def continued(saved: Config, explicit: dict[str, Any], where: Path, num_gpus: in
         if name in RUN_OPTIONS:
             continue
         old = getattr(saved, name)
-        same = Path(old).resolve() == Path(value).expanduser().resolve() if name == "data" else old == value
+        same = old == value
+        if name in ("data", "start_from") and old is not None:
+            same = Path(old).resolve() == Path(value).expanduser().resolve()
         if not same:
             raise InputError(
                 f"{where} holds another run: its {flag(name)} is {old}, not {value}; give another --out, "

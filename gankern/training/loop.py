@@ -70,6 +70,10 @@ def train(config: Config, run: RunDir | Onlooker, world: World = ALONE) -> int:
         saves = _Checkpoints(config, run, trainer, stream, world)
         if not saves.restore():
             run.rewind_stats(-1)  # of a process that was killed before its first checkpoint
+            with world.together():
+                started = trainer.start()
+            if started:
+                run.log(started)
             snapshots.save_reals()
         if _snapshot_due(config, trainer) and not snapshots.taken(trainer.nimg):  # a stop cut it short
             with stop.cutting_short(world):

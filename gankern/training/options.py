@@ -132,4 +132,6 @@ class Config:
 
 def flag(name: str) -> str:
     """The command-line option of a field."""
+    if name == "start_from":
+        return "--resume"
     return "--" + name.replace("_", "-")

@@ -31,8 +31,8 @@ class ProGANTrainer(BaseTrainer):
     ):
         super().__init__(config, build_networks(config, device), sample_labels, warn, world)
         adam = {"betas": (0.0, config.beta2), "eps": 1e-8}
-        self.G_opt = fused_adam(self.G, lr=config.g_lr, **adam)
-        self.D_opt = fused_adam(self.D, lr=config.d_lr, **adam)
+        self.G_opt = fused_adam(self.G.parameters(), lr=config.g_lr, **adam)
+        self.D_opt = fused_adam(self.D.parameters(), lr=config.d_lr, **adam)
         phases = self.phases = ProGANPhases(config, self.G, self.D, self.conditions)
         self.updates = self.build_updates(
             Phase("D", self.D, self.D_opt, lambda lane: phases.d_main(phases.reals(lane.real), lane.labels)),

@@ -12,6 +12,7 @@ from gankern.training.distributed import ALONE, World, pick_device
 from gankern.training.memory import estimate
 from gankern.training.operators import use_operators
 from gankern.training.rundir import Onlooker, RunDir, refuse_foreign
+from gankern.training.transfer import check_start, start_options
 
 
 def configure(
@@ -59,8 +60,14 @@ def _configure(out: Path, explicit: dict[str, Any], labels: bool | None, must_ex
     )
     options = {k: v for k, v in explicit.items() if k != "resolution"}
     options["data"] = str(Path(explicit["data"]).expanduser().resolve())
+    start: dict[str, Any] = {}
+    if explicit.get("start_from") is not None and explicit.get("model") != "progan":
+        start = start_options(options.pop("start_from"), dataset.resolution, dataset.label_dim)
     labelled = {"c_dim": dataset.label_dim, "identity": dataset.identity}
-    return resolve(options, resolution=dataset.resolution, num_gpus=num_gpus, **labelled)
+    config = resolve(options, resolution=dataset.resolution, num_gpus=num_gpus, start=start, **labelled)
+    if start:
+        check_start(config)
+    return config
 
 
 def claim(out: Path, config: Config, world: World = ALONE) -> RunDir | Onlooker:

@@ -16,6 +16,7 @@ from gankern.training.ema import ema_beta, update_ema
 from gankern.training.phases import Phases, build_networks
 from gankern.training.recompute import recompute_blocks
 from gankern.training.trainer import BaseTrainer, fused_adam
+from gankern.training.transfer import learning, start_networks
 from gankern.training.update import Phase
 
 W_AVG_DECAY = 0.995
@@ -38,8 +39,8 @@ class Trainer(BaseTrainer):
         super().__init__(config, build_networks(config, device), sample_labels, warn, world)
         self.pl_interval = config.pl_interval if config.pl_weight > 0 else None
         self.r1_interval = config.r1_interval if config.gamma > 0 else None
-        self.G_opt = fused_adam(self.G, **adam_settings(config.g_lr, self.pl_interval))
-        self.D_opt = fused_adam(self.D, **adam_settings(config.d_lr, self.r1_interval))
+        self.G_opt = fused_adam(self.G.parameters(), **adam_settings(config.g_lr, self.pl_interval))
+        self.D_opt = fused_adam(learning(self.D, config.freeze_d), **adam_settings(config.d_lr, self.r1_interval))
         if config.recompute:
             recompute_blocks(self.G.synthesis, config.recompute)
             recompute_blocks(self.D, config.recompute)
@@ -57,6 +58,11 @@ class Trainer(BaseTrainer):
         parts = {"G": (self.G, self.G_opt), "D": (self.D, self.D_opt)}
         used = [name for name in every if self._interval(name)]
         self.updates = self.build_updates(*(Phase(n, *parts[n[0]], every[n], *seen.get(n, ())) for n in used))
+
+    def start(self) -> str | None:
+        if self.config.start_from is None:
+            return None
+        return start_networks(self.config, self.G, self.D, self.G_ema)
 
     def prepare(self) -> tuple[int, int]:
         return self.config.batch // self.world.size, self.config.resolution

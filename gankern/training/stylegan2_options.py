@@ -27,6 +27,9 @@ class StyleGAN2Config(Config):
     style_mixing: float = 0.9
     ema_kimg: float = 10.0
     ema_rampup: float | None = None
+    start_from: str | None = None
+    start_digest: str = ""
+    freeze_d: int = 0
     recompute: int = 0
 
     @classmethod
@@ -60,7 +63,11 @@ class StyleGAN2Config(Config):
         self.expect_counts("batch", "mbstd_group", "r1_interval", "pl_interval", "pl_shrink")
         self.expect_counts("mapping_layers", "w_dim")
         super().check()
-        self.expect_not_negative("pl_weight", "ema_kimg", "ema_rampup")
+        self.expect_not_negative("pl_weight", "ema_kimg", "ema_rampup", "freeze_d")
+        if self.freeze_d and self.start_from is None:
+            raise InputError(
+                f"--freeze-d {self.freeze_d}: keeps what was learned before, expected --resume FILE"
+            )
         if not 0 < self.pl_decay <= 1:
             raise InputError(f"pl_decay {self.pl_decay}: expected a number in (0, 1]")
         if not 0 <= self.style_mixing <= 1:

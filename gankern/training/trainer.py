@@ -6,7 +6,7 @@ What a phase's update is stands in update.py; what its random numbers are, in se
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,10 @@ class BaseTrainer:
         self._conditions: Tensor | None = None
 
     # -- what the loop asks -------------------------------------------------------------------------------------------
+
+    def start(self) -> str | None:
+        """Begins a run: gives the networks weights that they have from elsewhere, and says which; None for none."""
+        return None
 
     def prepare(self) -> tuple[int, int]:
         """Settles what the next step does; returns how many images this rank gives it, and the least resolution they
@@ -247,9 +251,10 @@ class BaseTrainer:
         self.forget_captures()  # they hold Adam's tensors of before
 
 
-def fused_adam(network: nn.Module, **settings) -> torch.optim.Adam:
+def fused_adam(parameters: Iterable[nn.Parameter], **settings) -> torch.optim.Adam:
     """Adam in one launch, with its counts on the device."""
-    capturable = next(network.parameters()).device.type == "cuda"
+    parameters = list(parameters)
+    capturable = parameters[0].device.type == "cuda"
     if capturable:  # torch warns of steps outside of a capture, which the warm-ups are
         warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
-    return torch.optim.Adam(network.parameters(), fused=True, capturable=capturable, **settings)
+    return torch.optim.Adam(parameters, fused=True, capturable=capturable, **settings)

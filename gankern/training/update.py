@@ -46,7 +46,7 @@ class Update:
     def __init__(self, phase: Phase, recorder: Recorder, world: World, device: torch.device):
         self.phase, self.recorder, self.world = phase, recorder, world
         self.guard = Guard(device)
-        self.parameters = list(phase.network.parameters())
+        self.parameters = [p for group in phase.optimizer.param_groups for p in group["params"]]
         self.warm = 0  # updates since something changed that a capture holds fast
         self._names: tuple[str, ...] = ()
         self._seen = torch.zeros(0)  # means over the lanes: the loss, the statistics of `_names`, what was observed
@@ -66,7 +66,7 @@ class Update:
 
     def give_up(self) -> None:
         """After an error in `run`: the gradients and what was recorded are dropped."""
-        self.phase.network.requires_grad_(False)
+        self._learn(False)
         self.phase.optimizer.zero_grad(set_to_none=True)
         self.recorder.stats.clear()
 
@@ -76,15 +76,18 @@ class Update:
             p.grad = gradient
 
     def _accumulate(self, first: bool, last: bool, count: int, *inputs: Tensor) -> None:
-        network = self.phase.network
         if first:
             self.phase.optimizer.zero_grad(set_to_none=True)  # so that backward's own tensors become the gradients
-        network.requires_grad_(True)
+        self._learn(True)
         value = self.phase.loss(Lane(*inputs))
-        with self.world.reducing(network, self.phase.name) if last else contextlib.nullcontext():
+        with self.world.reducing(self.phase.network, self.phase.name) if last else contextlib.nullcontext():
             (value / count).backward()
-        network.requires_grad_(False)
+        self._learn(False)
         self._note(value.detach(), first, count)
+
+    def _learn(self, on: bool) -> None:
+        for p in self.parameters:
+            p.requires_grad_(on)
 
     def _note(self, loss: Tensor, first: bool, count: int) -> None:
         taken = self.recorder.take()
