@@ -42,7 +42,7 @@ class _Weighted(nn.Module):
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(x, weight, bias) in x's dtype, one of the first two, the smaller, times the scale."""
         w, b = self.weight, self.bias.to(x.dtype)
-        if self.scale != 1 and x.numel() < w.numel():
+        if self.scale != 1 and not torch.compiler.is_exporting() and x.numel() < w.numel():  # exported for any batch
             return x * self.scale, w.to(x.dtype), b
         return x, (w * self.scale).to(x.dtype), b
 
