@@ -3,7 +3,7 @@
     y[p] = Σ_q x[q] · t(p − q),  t the tent, zero outside the image        dx = Sᵀ(dy, grid)        dgrid = ⟨dy, ∂S/∂p⟩
 
 S is linear in x, so its transpose's gradients are S itself and dgrid's kernel: closed under differentiation in x, which
-torch's own sampling isn't before 2.13.
+older torch's own sampling isn't.
 Used by adaptive augmentation, Karras et al. 2020 (arXiv:2006.06676).
 """
 
