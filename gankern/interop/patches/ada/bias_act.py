@@ -13,8 +13,10 @@ _CURVED = ("tanh", "sigmoid", "elu", "selu", "softplus", "swish")
 class _Spec(dict):
     """A dict whose entries are attributes too."""
 
-    __getattr__ = dict.__getitem__
-    __setattr__ = dict.__setitem__
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
 
 
 def _spec(index: int, act: str) -> _Spec:
