@@ -11,6 +11,7 @@ from gankern.ops.bias_act_pixel_norm import bias_act_pixel_norm, bias_act_pixel_
 from gankern.ops.conv2d import conv2d, conv2d_resample, downsample_padding, upsample_padding
 from gankern.ops.demodulate import demodulate
 from gankern.ops.fir_act import bias_act_upfirdn2d, upfirdn2d_bias_act
+from gankern.ops.grid_sample import grid_sample
 from gankern.ops.instance_norm import instance_norm, instance_norm_reference
 from gankern.ops.minibatch_stddev import minibatch_stddev, minibatch_stddev_reference
 from gankern.ops.modulated_conv2d import demodulation, modulated_conv2d, modulated_conv2d_reference
@@ -33,6 +34,7 @@ __all__ = [
     "demodulation",
     "downsample2d",
     "downsample_padding",
+    "grid_sample",
     "implementations",
     "instance_norm",
     "instance_norm_reference",

@@ -19,14 +19,14 @@ from gankern.ops._gradients import weight_gradients_wanted
 from gankern.ops.upfirdn2d import upfirdn2d
 
 
-def library_conv2d(x: Tensor, w: Tensor, stride: int, padding: int, transposed: bool) -> Tensor:
+def library_conv2d(x: Tensor, w: Tensor, stride: int, padding: int, transposed: bool, groups: int = 1) -> Tensor:
     """The library's own convolution or its transpose, without autograd of ours."""
-    y = torch.ops.aten.convolution(x, w, None, [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1)
+    y = torch.ops.aten.convolution(x, w, None, [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], groups)
     return _laid_out(y, x)
 
 
-def _library_backward(dy, x, w, stride, padding, transposed, mask):
-    args = [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1, mask
+def _library_backward(dy, x, w, stride, padding, transposed, groups, mask):
+    args = [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], groups, mask
     dx, dw, _ = torch.ops.aten.convolution_backward(dy, x, w, None, *args)
     return _laid_out(dx, x) if mask[0] else dx, dw
 
@@ -39,18 +39,18 @@ def _laid_out(y: Tensor, x: Tensor) -> Tensor:
 
 
 def _library_input_grad(
-    dy: Tensor, w: Tensor, size: Sequence[int], stride: int, padding: int, transposed: bool
+    dy: Tensor, w: Tensor, size: Sequence[int], stride: int, padding: int, transposed: bool, groups: int = 1
 ) -> Tensor:
     cl = dy.is_contiguous(memory_format=torch.channels_last) and not dy.is_contiguous()
     memory_format = torch.channels_last if cl else torch.contiguous_format
     x = torch.empty(size, dtype=dy.dtype, device=dy.device, memory_format=memory_format)  # only its layout is read
-    return _library_backward(dy, x, w, stride, padding, transposed, [True, False, False])[0]
+    return _library_backward(dy, x, w, stride, padding, transposed, groups, [True, False, False])[0]
 
 
 def _library_weight_grad(
-    dy: Tensor, x: Tensor, size: Sequence[int], stride: int, padding: int, transposed: bool
+    dy: Tensor, x: Tensor, size: Sequence[int], stride: int, padding: int, transposed: bool, groups: int = 1
 ) -> Tensor:
-    return _library_backward(dy, x, x.new_empty(size), stride, padding, transposed, [False, True, False])[1]
+    return _library_backward(dy, x, x.new_empty(size), stride, padding, transposed, groups, [False, True, False])[1]
 
 
 _conv2d = _impl.register("conv2d", library_conv2d)
@@ -71,11 +71,12 @@ def conv2d_backward(
     stride: int,
     padding: int,
     transposed: bool,
+    groups: int = 1,
     *,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and w where needed, differentiable under create_graph; x may be None where w's isn't needed."""
-    args = stride, padding, transposed
+    args = stride, padding, transposed, groups
     if all(needs) and x.shape[0] and not torch.is_grad_enabled():  # the library prepares dy once for both
         return _library_backward(dy, x, w, *args, [True, True, False])
     dx = conv2d_input_grad(dy, w, list(x_size), *args) if needs[0] else None
@@ -86,7 +87,7 @@ def conv2d_backward(
 def _backward(ctx, dy):
     x, w = ctx.saved_tensors
     needs = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and weight_gradients_wanted()
-    return *conv2d_backward(dy, x, w, x.shape, *ctx.args, needs=needs), None, None, None
+    return *conv2d_backward(dy, x, w, x.shape, *ctx.args, needs=needs), *[None] * 4
 
 
 def _save_grad(ctx, inputs, output):
@@ -99,14 +100,14 @@ def _input_grad_backward(ctx, v):
     grad_dy = _conv2d(v, w, *ctx.args) if ctx.needs_input_grad[0] else None
     wanted = ctx.needs_input_grad[1] and weight_gradients_wanted()
     grad_w = conv2d_weight_grad(dy, v, w.shape, *ctx.args) if wanted else None
-    return grad_dy, grad_w, None, None, None, None
+    return grad_dy, grad_w, *[None] * 5
 
 
 def _weight_grad_backward(ctx, v):
     dy, x = ctx.saved_tensors
     grad_dy = _conv2d(x, v, *ctx.args) if ctx.needs_input_grad[0] else None
     grad_x = conv2d_input_grad(dy, v, x.shape, *ctx.args) if ctx.needs_input_grad[1] else None
-    return grad_dy, grad_x, None, None, None, None
+    return grad_dy, grad_x, *[None] * 5
 
 
 _conv2d.register_autograd(_backward, setup_context=_save)
@@ -116,17 +117,22 @@ conv2d_weight_grad.register_autograd(_weight_grad_backward, setup_context=_save_
 # -- public -----------------------------------------------------------------------------------------------------------
 
 
-def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, *, transposed: bool = False) -> Tensor:
-    """Cross-correlation of x [N, I, H, W] with weight [O, I, kh, kw]; or its transpose, with weight [I, O, kh, kw].
+def conv2d(
+    x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, *, transposed: bool = False, groups: int = 1
+) -> Tensor:
+    """Cross-correlation of x [N, I, H, W] with weight [O, I/groups, kh, kw]; or its transpose, with weight
+    [I, O/groups, kh, kw].
 
     Differentiable to any order; bias belongs to `bias_act`. Raises ValueError where channels or dtypes don't match.
     """
-    channels = weight.shape[0 if transposed else 1] if weight.ndim == 4 else -1
+    channels = -1 if weight.ndim != 4 else weight.shape[0] if transposed else weight.shape[1] * groups
     if x.ndim != 4 or channels != x.shape[1]:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, which doesn't fit x of shape {tuple(x.shape)}")
+    if groups < 1 or weight.shape[0] % groups:
+        raise ValueError(f"groups={groups}, expected a divisor of the {weight.shape[0]} filters of weight")
     if x.dtype != weight.dtype:
         raise ValueError(f"weight is {weight.dtype}, expected x's {x.dtype}")
-    return _conv2d(x, weight, stride, padding, transposed)
+    return _conv2d(x, weight, stride, padding, transposed, groups)
 
 
 def conv2d_resample(

@@ -41,6 +41,7 @@ CALLS = {
     "upfirdn2d-up": (lambda x: ops.upsample2d(x, setup_filter([1, 3, 3, 1], device=x.device)), [(4, 6, 5, 3)]),
     "upfirdn2d-down": (lambda x: ops.downsample2d(x, setup_filter([1] * 8, device=x.device)), [(4, 6, 5, 3)]),
     "conv2d": (lambda x, w: ops.conv2d(x, w, 2, 1), [(4, 6, 5, 3), (8, 6, 3, 3)]),
+    "grid_sample": (lambda x: ops.grid_sample(x, x.new_full((len(x), 2, 3, 2), 0.3)), [(4, 6, 5, 3)]),
     "conv2d_resample": (
         lambda x, w: ops.conv2d_resample(x, w, setup_filter([1, 3, 3, 1], device=x.device), up=2, padding=1),
         [(4, 6, 5, 3), (8, 6, 3, 3)],
@@ -101,6 +102,9 @@ REGISTERED = {
     "conv2d-transposed": [X, (6, 8, 3, 3), 2, 0, True],
     "conv2d_input_grad": [(4, 8, 5, 3), W, list(X), 1, 1, False],
     "conv2d_weight_grad": [(4, 8, 5, 3), X, list(W), 1, 1, False],
+    "conv2d-groups": [X, (9, 2, 3, 3), 1, 1, False, 3],
+    "grid_sample": [X, (4, 2, 3, 2)],
+    "grid_sample_input_grad": [(4, 6, 2, 3), (4, 2, 3, 2), list(X)],
     "modulated_conv2d": [*LAYER_INPUTS, 2, 1, True, *GENERAL, "both"],
     "modulated_conv2d_backward": [
         *(Y, Y, *STYLED_INPUTS, Y, None),
@@ -113,6 +117,7 @@ REGISTERED = {
     "residual_branches": [(4, 6, 6, 4), W, F4, 1],
 }
 NOT_AUTOGRAD = {
+    "grid_sample_grid_grad": [(4, 6, 2, 3), X, (4, 2, 3, 2)],
     "bias_act_second": [X, (6,), X, None, None, X, 1, "tanh", 0.0, 1.0, 0.7],
     "bias_act_second-swish": [X, None, X, X, (6,), None, 1, "swish", 0.0, 1.0, -1.0],
     "pixel_norm_second": [X, X, X, 1, 1e-8],
@@ -154,7 +159,7 @@ def test_every_registered_op_is_checked():
 def test_opcheck(name, dtype, channels_last, impl):
     op = getattr(torch.ops.gankern, name.split("-")[0]).default
     args = operands((REGISTERED | NOT_AUTOGRAD)[name], dtype, channels_last, grad=name in REGISTERED)
-    args += [] if name.startswith("conv2d") else [impl]
+    args += [] if name.startswith(("conv2d", "grid_sample")) else [impl]
     checks = ["test_schema", "test_faketensor", "test_autograd_registration"]
     if dtype == torch.float32 and not channels_last:
         checks.append("test_aot_dispatch_dynamic")

@@ -63,6 +63,16 @@ def test_parity(stride, padding, transposed, k, channels_last, size):
     assert_same_derivatives(lambda **t: conv2d(**t, **args), lambda **t: library(**t, **args), inputs, 1e-12)
 
 
+@pytest.mark.parametrize(("transposed", "stride"), [(False, 1), (False, 2), (True, 2)])
+def test_groups(transposed, stride):
+    shape = (4, 3, 3, 3) if transposed else (6, 2, 3, 3)
+    inputs = {"x": rand(2, 4, 5, 7, grad=True), "weight": rand(*shape, seed=5, grad=True)}
+    args = {"stride": stride, "padding": 1, "groups": 2}
+    torch_own = F.conv_transpose2d if transposed else F.conv2d
+    ours = lambda **t: conv2d(**t, **args, transposed=transposed)  # noqa: E731
+    assert_same_derivatives(ours, lambda **t: torch_own(t["x"], t["weight"], **args), inputs, 1e-12)
+
+
 def test_third_order():
     def third(conv):
         x, w = rand(1, 2, 4, 4, grad=True), rand(2, 2, 3, 3, grad=True)
@@ -134,6 +144,7 @@ def test_resample_keeps_the_memory_format(up, down, channels_last, k):
         (conv2d, {"weight": torch.zeros(4, 2, 3, 3)}, r"weight has shape \(4, 2, 3, 3\), which doesn't fit x"),
         (conv2d, {"weight": torch.zeros(4, 3, 3, 3), "transposed": True}, r"weight has shape \(4, 3, 3, 3\)"),
         (conv2d, {"weight": torch.zeros(4, 3)}, r"weight has shape \(4, 3\)"),
+        (conv2d, {"weight": torch.zeros(4, 1, 3, 3), "groups": 3}, r"groups=3, expected a divisor of the 4 filters"),
         (conv2d, {"x": torch.zeros(3, 6, 6)}, r"doesn't fit x of shape \(3, 6, 6\)"),
         (conv2d, {"weight": torch.zeros(4, 3, 3, 3).double()}, r"weight is torch.float64, expected x's torch.float32"),
         (conv2d_resample, {"up": 3}, r"up=3, down=1: expected"),

@@ -1,0 +1,1 @@
+"""What `torch_utils.ops` of the StyleGAN2-ADA and StyleGAN3 lineage imports."""

@@ -1,0 +1,3 @@
+"""Builds a plugin when imported."""
+
+raise ImportError("bias_act needs a compiler")

@@ -1,0 +1,3 @@
+"""Builds a plugin when imported."""
+
+raise ImportError("grid_sample_gradfix needs a compiler")

@@ -1,0 +1,3 @@
+"""Builds a plugin when imported."""
+
+raise ImportError("upfirdn2d needs a compiler")
