@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def export_generator(
     network = network.cpu().float().eval()
     images, examples = _Images(network, truncation_psi, noise_mode), _inputs(network, 2)
     names = ["z", "c"][: len(examples)]
-    with ops.use_impl("reference"), torch.no_grad():
+    with ops.use_impl("reference"), torch.no_grad(), _quiet():
         program = _plain_program(images, examples)
         with replacing(path) as temporary:
             run = _write_onnx(program, temporary, names) if path.suffix == ".onnx" else _write_pt2(program, temporary)
@@ -107,8 +108,7 @@ def _write_pt2(program: torch.export.ExportedProgram, path: Path) -> Callable[..
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, names: list[str]) -> Callable[..., Tensor]:
     import onnxruntime
 
-    with _quiet():
-        onnx = torch.onnx.export(program, dynamo=True, input_names=names, output_names=["images"])
+    onnx = torch.onnx.export(program, dynamo=True, input_names=names, output_names=["images"])
     path.write_bytes(onnx.model_proto.SerializeToString())
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 
@@ -121,12 +121,13 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, names: list[s
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress on the output, and its warnings of packages that nothing here needs."""
+    """Without the exporter's progress on the output, and torch's warnings to its own developers."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         log.setLevel(level)

@@ -65,9 +65,7 @@ class StyleGAN2Config(Config):
         super().check()
         self.expect_not_negative("pl_weight", "ema_kimg", "ema_rampup", "freeze_d")
         if self.freeze_d and self.start_from is None:
-            raise InputError(
-                f"--freeze-d {self.freeze_d}: keeps what was learned before, expected --resume FILE"
-            )
+            raise InputError(f"--freeze-d {self.freeze_d}: keeps what was learned before, expected --resume FILE")
         if not 0 < self.pl_decay <= 1:
             raise InputError(f"pl_decay {self.pl_decay}: expected a number in (0, 1]")
         if not 0 <= self.style_mixing <= 1:

@@ -52,8 +52,10 @@ def start_options(path: str, resolution: int, c_dim: int) -> dict[str, Any]:
 
 
 def check_start(config: StyleGAN2Config) -> None:
-    """Raises InputError where a run's options make other networks than those that it starts from."""
+    """Raises InputError where a run's options make other networks than those that it starts from, or freeze them
+    all."""
     _states(config, read_networks(config.start_from))
+    learning(build_networks(config, "meta")[1], config.freeze_d)
 
 
 def _states(config: StyleGAN2Config, networks: Networks) -> dict[str, dict[str, torch.Tensor]]:

@@ -51,8 +51,6 @@ def within(attribute):
 
 def storage(numbers=4, states=None, kind=b"storage"):
     """A storage's bytes in torch's older format, with another size than it has."""
-    file = io.BytesIO()
-    torch.save(torch.zeros(numbers).untyped_storage(), file, _use_new_zipfile_serialization=False)
     typed = torch.zeros(numbers)._typed_storage()
     file = io.BytesIO()
     torch.save(typed, file, _use_new_zipfile_serialization=False)
@@ -126,7 +124,10 @@ HOSTILE = {
     "a persistent id": (lambda: b"\x80\x02X\x02\x00\x00\x00osQ.", "from outside"),
     "a persistent id, text": (lambda: b"Pos.system\n.", "from outside"),
     "a call in a storage": (lambda: dumps(Calls(torch.storage._load_from_bytes, b"cos\nsystem\n" + CALL)), "os.system"),
-    "another persistent id in a storage": (lambda: dumps(tensor(storage(kind=b"sturage"), 0, (4,), (1,))), "unknown form"),
+    "another persistent id in a storage": (
+        lambda: dumps(tensor(storage(kind=b"sturage"), 0, (4,), (1,))),
+        "unknown form",
+    ),
     "a storage of 10 GB": (lambda: dumps(tensor(storage(states=10 * 2**30 // 4), 0, (4,), (1,))), "states 10,7"),
     "a storage of too little": (lambda: dumps(tensor(storage()[:-3], 0, (4,), (1,))), "are there"),
     "no storage": (lambda: dumps(tensor(b"", 0, (4,), (1,))), "truncated or malformed"),
