@@ -1,66 +1,148 @@
-"""`gankern generate`: images from a network file."""
+"""`gankern generate`: pictures and animations from a network file, and the w of a picture."""
 
 import argparse
 import math
 from pathlib import Path
 
-import torch
-
 from gankern.errors import InputError
-from gankern.models.files import load_network
-from gankern.models.sampling import check_options, class_labels, parse_seeds, sample_images, seed_latents
+from gankern.interop.reading import open_generator
+from gankern.models.sampling import parse_seeds
 from gankern.nn.layers import NOISE_MODES
 from gankern.training.distributed import pick_device
-from gankern.training.pictures import save_grid, save_png
+from gankern.training.gallery import (
+    Gallery,
+    animate,
+    draw_mixes,
+    draw_projection,
+    draw_seeds,
+    draw_ws,
+    parse_cells,
+)
+
+SEEDS, ANIMATION, MIXES, WS, PROJECTION = "--seeds", "--interpolate", "--style-mix", "--ws", "--project"
+GOES_WITH = {
+    "--trunc": (SEEDS, ANIMATION, MIXES),
+    "--trunc-cutoff": (SEEDS, ANIMATION, MIXES),
+    "--noise-mode": (SEEDS, ANIMATION, MIXES, WS),
+    "--class": (SEEDS, ANIMATION, MIXES, PROJECTION),
+    "--grid": (SEEDS, ANIMATION),
+    "--batch": (SEEDS, ANIMATION, MIXES, WS),
+    "--space": (ANIMATION,),
+    "--fps": (ANIMATION,),
+    "--no-loop": (ANIMATION,),
+    "--project-steps": (PROJECTION,),
+    "--seed": (PROJECTION,),
+    "--features": (PROJECTION,),
+}
+LEAST = {"interpolate": 1, "fps": 1, "project_steps": 1, "seed": 0, "trunc_cutoff": 0, "batch": 1}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds `generate`."""
     parser = subparsers.add_parser(
         "generate",
-        help="write images of a trained network",
+        help="write pictures and animations of a trained network",
         description="Writes DIR/seed0000.png and so on. The same seed gives the same picture as the public tools.",
     )
     parser.set_defaults(func=run)
-    parser.add_argument("--network", required=True, metavar="FILE", help="network-*.safetensors")
-    parser.add_argument("--seeds", required=True, metavar="LIST", help="such as 0-7,42")
-    parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--trunc", type=float, default=1.0, metavar="PSI", help="truncation psi (default 1: none)")
+    parser.add_argument("--network", required=True, metavar="FILE", help="network-*.safetensors, or another project's file that `gankern convert` reads")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--seeds", metavar="LIST", help="such as 0-7,42")
+    what.add_argument(
+        "--style-mix",
+        nargs=3,
+        metavar=("ROWS", "COLS", "LAYERS"),
+        help="a picture for each pair of seeds: the row's, with layers (such as 0-6) of the column's; and grid.png",
+    )
+    what.add_argument("--ws", metavar="FILE", help=".npz with an array w [N, num_ws, w_dim] or [N, w_dim]")
+    what.add_argument("--project", metavar="IMAGE", help="find the w whose picture comes closest to IMAGE")
+    parser.add_argument("--out", required=True, metavar="DIR", help="or FILE.gif, .webp or .mp4 with --interpolate")
+    parser.add_argument("--trunc", type=float, metavar="PSI", help="truncation psi (default 1: none)")
     parser.add_argument("--trunc-cutoff", type=int, metavar="N", help="truncate the first N layers only")
-    parser.add_argument("--noise-mode", choices=NOISE_MODES, default="const")
+    parser.add_argument("--noise-mode", choices=NOISE_MODES, help="(default const)")
     parser.add_argument("--class", dest="class_", type=int, metavar="K", help="of a conditional network")
-    parser.add_argument("--grid", action="store_true", help="write grid.png with all of them as well")
-    parser.add_argument("--batch", type=int, default=16, metavar="N", help="images at a time (default 16)")
+    parser.add_argument(
+        "--grid",
+        nargs="?",
+        const="",
+        metavar="RxC",
+        help="write grid.png with all of them as well; RxC with --interpolate: so many cells, each with its own seeds",
+    )
+    parser.add_argument("--batch", type=_batch, metavar="N", help="images at a time (default auto: by memory)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    group = parser.add_argument_group("animation")
+    group.add_argument("--interpolate", type=int, metavar="FRAMES", help="from each of --seeds to the next, and back")
+    group.add_argument("--space", choices=("z", "w"), help="slerp in z, or a cubic spline in w (default w)")
+    group.add_argument("--fps", type=int, metavar="N", help="frames a second (default 30)")
+    group.add_argument("--no-loop", action="store_true", default=None, help="end at the last seed")
+    group = parser.add_argument_group("projection")
+    group.add_argument("--project-steps", type=int, metavar="N", help="default 1000")
+    group.add_argument("--seed", type=int, metavar="S", help="of its random numbers (default 0)")
+    group.add_argument(
+        "--features", metavar="FILE", help="torchvision's VGG16 weights: perceptual distance (default: of pixels)"
+    )
+
+
+def _batch(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.lstrip("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number or auto")
+    return int(text)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises InputError for values out of range and for options that don't go together."""
+    given = {flag: getattr(args, flag[2:].replace("-", "_"), None) for flag in GOES_WITH} | {"--class": args.class_}
+    modes = {SEEDS: args.seeds, MIXES: args.style_mix, WS: args.ws, PROJECTION: args.project}
+    (mode,) = (flag for flag, value in modes.items() if value is not None)
+    if args.interpolate is not None and mode != SEEDS:
+        raise InputError(f"--interpolate {args.interpolate}: goes with --seeds, not with {mode}")
+    mode = ANIMATION if args.interpolate is not None else mode
+    for flag, value in given.items():
+        if value is not None and mode not in GOES_WITH[flag]:
+            shown = "" if value is True else f" {value}".rstrip()
+            raise InputError(f"{flag}{shown}: goes with {' or '.join(GOES_WITH[flag])}, not with {mode}")
+    for name, least in LEAST.items():
+        value = getattr(args, name)
+        if isinstance(value, int) and value < least:
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected a whole number >= {least}")
+    if args.seed is not None and args.seed >= 2**32:
+        raise InputError(f"--seed {args.seed}: expected a whole number below 2^32")
+    if args.trunc is not None and not math.isfinite(args.trunc):
+        raise InputError(f"--trunc {args.trunc}: expected a finite number")
+    if mode == SEEDS and args.grid:
+        raise InputError(f"--grid {args.grid}: rows and columns go with --interpolate")
+    if mode == ANIMATION and args.noise_mode == "random":
+        raise InputError("--noise-mode random: would flicker from frame to frame, expected const or none")
 
 
 def run(args: argparse.Namespace) -> int:
-    seeds = parse_seeds(args.seeds)
-    if args.batch < 1:
-        raise InputError(f"--batch {args.batch}: expected a whole number >= 1")
-    if not math.isfinite(args.trunc):
-        raise InputError(f"--trunc {args.trunc}: expected a finite number")
-    if args.trunc_cutoff is not None and args.trunc_cutoff < 0:
-        raise InputError(f"--trunc-cutoff {args.trunc_cutoff}: expected a whole number >= 0")
-    network, _ = load_network(args.network, pick_device(args.device))
-    check_options(network, args.trunc, args.trunc_cutoff, args.noise_mode)
-    labels = class_labels(network, args.class_, len(seeds))
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    options = {"truncation_psi": args.trunc, "truncation_cutoff": args.trunc_cutoff, "noise_mode": args.noise_mode}
-    images = []
-    # random noise belongs to the seed, so each image is drawn alone
-    batch = 1 if args.noise_mode == "random" else args.batch
-    latents = seed_latents(seeds, network.z_dim)
-    for first in range(0, len(seeds), batch):
-        part = slice(first, first + batch)
-        torch.manual_seed(seeds[first])
-        (pictures,) = sample_images(network, latents[part], labels[part], batch, **options)
-        for seed, picture in zip(seeds[part], pictures.cpu().numpy(), strict=True):
-            save_png(out / f"seed{seed:04d}.png", picture.transpose(1, 2, 0))
-            if args.grid:
-                images.append(picture)
-    if args.grid:
-        save_grid(out / "grid.png", images)
-    print(f"{len(seeds)} images in {out}" + (", all in grid.png" if args.grid else ""))
-    return 0
+    _check(args)
+    seeds = parse_seeds(args.seeds) if args.seeds is not None else []
+    rows, columns = (parse_seeds(text, "--style-mix") for text in (args.style_mix or ["0", "0"])[:2])
+    network = open_generator(args.network, pick_device(args.device))
+    gallery = Gallery(
+        network,
+        args.class_,
+        1.0 if args.trunc is None else args.trunc,
+        args.trunc_cutoff,
+        args.noise_mode or "const",
+        None if args.batch in (None, "auto") else args.batch,
+    )
+    out, finished = Path(args.out).expanduser(), True
+    if args.style_mix:
+        said = draw_mixes(gallery, rows, columns, args.style_mix[2], out)
+    elif args.ws is not None:
+        said = draw_ws(gallery, Path(args.ws), out)
+    elif args.project is not None:
+        options = {"steps": args.project_steps or 1000, "seed": args.seed or 0}
+        features = None if args.features is None else Path(args.features)
+        said, finished = draw_projection(gallery, Path(args.project), out, features=features, **options)
+    elif args.interpolate is not None:
+        options = {"space": args.space, "looped": not args.no_loop, "fps": args.fps or 30}
+        said = animate(gallery, seeds, args.interpolate, out, cells=parse_cells(args.grid), **options)
+    else:
+        said = draw_seeds(gallery, seeds, out, args.grid is not None)
+    print(said)
+    return 0 if finished else 130

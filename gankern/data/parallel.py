@@ -47,6 +47,10 @@ class progress_bar:
         self._bar.total = total
         self._bar.update(done - self._bar.n)
 
+    def note(self, text: str) -> None:
+        """What stands behind the bar from now on."""
+        self._bar.set_postfix_str(text, refresh=False)
+
     def __enter__(self) -> "progress_bar":
         return self
 

@@ -189,15 +189,15 @@ def _make(job: _Job, resolution: int, transform: str | None, pyramid: bool) -> _
     except BadImage as error:
         return str(error)
     if transform == "center-crop-wide":
-        wide = _crop_and_resize(image, resolution, max(1, round(resolution * 9 / 16)))
+        wide = crop_and_resize(image, resolution, max(1, round(resolution * 9 / 16)))
         image = Image.new("RGB", (resolution, resolution))
         image.paste(wide, (0, (resolution - wide.height) // 2))
     else:
-        image = _crop_and_resize(image, resolution, resolution)
+        image = crop_and_resize(image, resolution, resolution)
     return _Made(encode_png(image), reduced(image) if pyramid else {})
 
 
-def _crop_and_resize(image: Image.Image, width: int, height: int) -> Image.Image:
+def crop_and_resize(image: Image.Image, width: int, height: int) -> Image.Image:
     """The largest middle part of the shape width:height, resized to it."""
     scale = min(image.width / width, image.height / height)
     part_width, part_height = (max(1, round(side * scale)) for side in (width, height))

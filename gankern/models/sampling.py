@@ -1,7 +1,8 @@
 """Images from a generator: seeds to latents, batches of uint8."""
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,16 +12,26 @@ from gankern.errors import InputError
 from gankern.models import progan
 
 
-def parse_seeds(text: str) -> list[int]:
+def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
     """ "0-7,42" -> [0, ..., 7, 42]. Raises InputError for anything else; seeds lie in [0, 2^32)."""
-    seeds: list[int] = []
+    return _numbers(text, 2**32, f"{option} {text}: expected numbers and ranges below 2^32, such as 0-7,42")
+
+
+def parse_layers(text: str, num_ws: int) -> list[int]:
+    """ "0-6" -> [0, ..., 6]. Raises InputError for anything else, and for layers that a network hasn't."""
+    wrong = f"--style-mix: layers {text}, expected numbers and ranges from 0 to {num_ws - 1}, such as 0-{num_ws // 2}"
+    return _numbers(text, num_ws, wrong)
+
+
+def _numbers(text: str, end: int, wrong: str) -> list[int]:
+    numbers: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part, re.ASCII)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not first <= last < 2**32:
-            raise InputError(f"--seeds {text}: expected numbers and ranges below 2^32, such as 0-7,42")
-        seeds.extend(range(first, last + 1))
-    return seeds
+        if not first <= last < end:
+            raise InputError(wrong)
+        numbers.extend(range(first, last + 1))
+    return numbers
 
 
 def seed_latents(seeds: Sequence[int], z_dim: int) -> Tensor:
@@ -58,6 +69,61 @@ def sample_images(
             yield to_uint8(network(z, c, network.lod, native=native))
         else:
             yield to_uint8(network(z, c, truncation_psi, truncation_cutoff, noise_mode))
+
+
+@torch.no_grad()
+def draw(
+    network: nn.Module,
+    latents: Iterable[Tensor],
+    batch: int,
+    *,
+    label: Tensor | None = None,
+    noise_mode: str = "const",
+    noise_seeds: Iterable[int] = (),
+    shrink: bool = False,
+) -> Iterator[np.ndarray]:
+    """A uint8 picture [C, R, R] of each latent, in order and as they come: ws [num_ws, w_dim], or of a ProGAN z
+    [z_dim] with `label` [1, c_dim].
+
+    Random noise belongs to a picture: `noise_seeds` holds the seed of each, and each is drawn alone. `batch` latents
+    are drawn at a time; with `shrink`, half as many from where the GPU's memory didn't suffice.
+    """
+    device = next(network.parameters()).device
+    latents, noise_seeds = iter(latents), iter(noise_seeds)
+    batch = 1 if noise_mode == "random" else batch
+    waiting = list(itertools.islice(latents, batch))
+    while waiting:
+        part = waiting[:batch]
+        if noise_mode == "random":
+            torch.manual_seed(next(noise_seeds))
+        try:
+            pictures = to_uint8(_images(network, torch.stack(part).to(device), label, noise_mode)).cpu().numpy()
+        except torch.OutOfMemoryError:
+            if not shrink or len(part) == 1:
+                raise
+            pictures = None
+        if pictures is None:  # past the handler, whose error holds the tensors
+            batch = len(part) // 2
+            torch.cuda.empty_cache()
+            continue
+        yield from pictures
+        waiting = waiting[batch:]
+        waiting += itertools.islice(latents, max(0, batch - len(waiting)))
+
+
+def _images(network: nn.Module, latents: Tensor, label: Tensor | None, noise_mode: str) -> Tensor:
+    if isinstance(network, progan.Generator):
+        c = None if label is None else label.to(latents.device).expand(len(latents), -1)
+        return network(latents, c, network.lod)
+    return network.synthesis(latents, noise_mode)
+
+
+def image_bytes(network: nn.Module) -> int:
+    """About what the memory of one more picture in a batch is: eight activations of the last resolution, as measured
+    on StyleGAN2 and ProGAN of 64 to 256 px (4.5 to 8)."""
+    resolution, config = network.img_resolution, network.config
+    channels = min(2 * config["channel_base"] // resolution, config["channel_max"])
+    return 8 * 4 * max(channels, 1) * resolution**2
 
 
 def check_options(network: nn.Module, truncation_psi: float, truncation_cutoff: int | None, noise_mode: str) -> None:

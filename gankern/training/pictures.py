@@ -1,4 +1,4 @@
-"""Pictures of a run: grids of reals and samples, and curves of its statistics."""
+"""Pictures: grids of reals and samples, curves of a run's statistics; and a picture that a network is to match."""
 
 import math
 from collections.abc import Sequence
@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from gankern.data.decode import BadImage, decode
+from gankern.data.prepare import crop_and_resize
+from gankern.errors import InputError
 from gankern.files import replacing
 
 
@@ -31,9 +34,25 @@ def save_grid(path: Path, images: Sequence[np.ndarray], columns: int | None = No
 
 def save_png(path: Path, pixels: np.ndarray) -> None:
     """uint8 [H, W, C] with 1 or 3 channels as PNG, whole or not at all."""
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    image = to_image(pixels)
     with replacing(path) as temporary:
         image.save(temporary, format="PNG")
+
+
+def to_image(pixels: np.ndarray) -> Image.Image:
+    """uint8 [H, W, C] with 1 or 3 channels."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def read_target(path: Path, resolution: int, channels: int) -> np.ndarray:
+    """An image file as uint8 [R, R, C]: its middle square, resized as `gankern data` does. Raises InputError."""
+    try:
+        image = crop_and_resize(decode(path.read_bytes()), resolution, resolution)
+    except OSError as error:
+        raise InputError(f"--project {path}: can't be read ({error.strerror or error})") from None
+    except BadImage as error:
+        raise InputError(f"--project {path}: {error}") from None
+    return np.array(image if channels == 3 else image.convert("L")).reshape(resolution, resolution, -1)
 
 
 def save_curves(path: Path, rows: list[dict]) -> bool:
