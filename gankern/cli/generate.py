@@ -45,7 +45,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Writes DIR/seed0000.png and so on. The same seed gives the same picture as the public tools.",
     )
     parser.set_defaults(func=run)
-    parser.add_argument("--network", required=True, metavar="FILE", help="network-*.safetensors, or another project's file that `gankern convert` reads")
+    parser.add_argument(
+        "--network", required=True, metavar="FILE", help="network-*.safetensors, or any that `gankern convert` reads"
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--seeds", metavar="LIST", help="such as 0-7,42")
     what.add_argument(
@@ -121,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     seeds = parse_seeds(args.seeds) if args.seeds is not None else []
     rows, columns = (parse_seeds(text, "--style-mix") for text in (args.style_mix or ["0", "0"])[:2])
-    network = open_generator(args.network, pick_device(args.device))
+    network = open_generator(args.network, pick_device(args.device), option="--network")
     gallery = Gallery(
         network,
         args.class_,

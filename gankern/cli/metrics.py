@@ -11,10 +11,10 @@ from torch import nn
 
 from gankern.data import ImageDataset, open_dataset
 from gankern.errors import InputError
+from gankern.interop.reading import read_networks
 from gankern.metrics import METRICS, check_metric_names
 from gankern.metrics.evaluate import Evaluator
 from gankern.metrics.protocol import progan_protocol
-from gankern.models.files import load_network
 from gankern.training.distributed import pick_device
 
 
@@ -49,12 +49,13 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name} {getattr(args, name)}: expected a whole number >= 1")
     device = pick_device(args.device)
-    network, header = load_network(args.network, device)
+    found = read_networks(args.network, "--network")
+    network = found.generator(Path(args.network)).to(device)
     dataset = open_dataset(args.data, resolution=network.img_resolution, use_labels=network.c_dim > 0)
     score = _progan if args.protocol == "progan" else _score
     scores = score(args, names, dataset, network, device)
     if args.json:
-        print(json.dumps({"network": args.network, "kimg": header["nimg"] / 1000, "data": args.data} | scores))
+        print(json.dumps({"network": args.network, "kimg": found.nimg / 1000, "data": args.data} | scores))
     return 0
 
 

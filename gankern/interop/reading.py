@@ -24,12 +24,19 @@ PUBLIC = {"synthesis.b4.conv1.weight": generator_from_state_dict, "b4.out.weight
 """A name by which a plain state dict is known."""
 
 
-def read_networks(path: str | Path) -> Networks:
-    """All networks in a file, or in a checkpoint folder.
+def read_networks(path: str | Path, option: str | None = None) -> Networks:
+    """All networks in a file, or in a checkpoint folder. `option`: that which names it, for messages.
 
     Raises InputError for what isn't there, isn't networks, is damaged, or tries to run something when it is read.
     """
-    path = Path(path)
+    try:
+        return _read(Path(path))
+    except InputError as error:
+        said = str(error).removeprefix("--network ")
+        raise InputError(f"{option} {said}" if option else said) from None
+
+
+def _read(path: Path) -> Networks:
     if path.is_dir():
         return _checkpoint(path)
     if not path.is_file():
@@ -44,14 +51,14 @@ def read_networks(path: str | Path) -> Networks:
 
 
 def open_generator(
-    path: str | Path, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    compute_dtype: torch.dtype = torch.float32,
+    option: str | None = None,
 ) -> nn.Module:
-    """The generator that makes the best images in a file of any kind, in eval mode on `device`; errors as of
-    `read_networks`."""
-    path = Path(path)
-    if path.suffix == ".safetensors" and _header(path) is not None:
-        return load_network(path, device, compute_dtype)[0]
-    network = read_networks(path).generator(path)
+    """The generator that makes the best images in a file of any kind, in eval mode on `device`; `option` and errors as
+    of `read_networks`."""
+    network = read_networks(path, option).generator(Path(path))
     if compute_dtype != torch.float32:
         with torch.device(device):
             other = type(network)(**network.config, compute_dtype=compute_dtype)
@@ -73,8 +80,8 @@ def _torch_file(path: Path) -> Any:
     beside the weights, is data too."""
     _refuse_inflating(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:  # a path's suffix counts
+            return torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, OSError) as error:
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error).splitlines()[0])
         raise InputError(f"{path}: refused by torch's weights-only loader, or damaged ({reason[:300]})") from None
@@ -159,17 +166,17 @@ def _public(path: Path) -> Callable[[str, Any], nn.Module]:
 # -- gankern's own ----------------------------------------------------------------------------------------------------
 
 
-def _header(path: Path) -> str | None:
-    """The gankern header of a safetensors file, None where there is none; raises InputError for what is none."""
+def _is_ours(path: Path) -> bool:
+    """Whether a safetensors file has gankern's header; raises InputError for what is no such file."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("gankern")
+            return "gankern" in (file.metadata() or {})
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{path}: no file of networks, or truncated ({error})") from None
 
 
 def _safetensors(path: Path) -> Networks:
-    if _header(path) is None:
+    if not _is_ours(path):
         return _named(path, safetensors.torch.load_file(path))
     network, header = load_network(path)
     return Networks(G_ema=network, **load_training_networks(path), origin="gankern's network", nimg=header["nimg"])

@@ -34,7 +34,7 @@ def start_options(path: str, resolution: int, c_dim: int) -> dict[str, Any]:
     """The options of a run on images of `resolution` with labels of `c_dim` numbers that starts from the networks in
     `path`: their dimensions, and no ramp-up of the average, which begins with theirs. Raises InputError where they
     don't go with the images."""
-    networks = read_networks(path)
+    networks = read_networks(path, "--resume")
     G = networks.generator(Path(path))
     if not isinstance(G, Generator):
         raise InputError(f"--resume {path}: a {networks.origin} of a ProGAN, expected StyleGAN2 networks")
@@ -54,7 +54,7 @@ def start_options(path: str, resolution: int, c_dim: int) -> dict[str, Any]:
 def check_start(config: StyleGAN2Config) -> None:
     """Raises InputError where a run's options make other networks than those that it starts from, or freeze them
     all."""
-    _states(config, read_networks(config.start_from))
+    _states(config, read_networks(config.start_from, "--resume"))
     learning(build_networks(config, "meta")[1], config.freeze_d)
 
 
@@ -85,7 +85,7 @@ def start_networks(config: StyleGAN2Config, G: nn.Module, D: nn.Module, G_ema: n
         raise InputError(f"--resume {path}: no longer there, and the run has no checkpoint yet")
     if digest(path) != config.start_digest:
         raise InputError(f"--resume {path}: has changed since the run was begun; give another --out")
-    networks = read_networks(path)
+    networks = read_networks(path, "--resume")
     states = _states(config, networks)
     for part, network in (("G", G), ("D", D), ("G_ema", G_ema)):
         if part in states:

@@ -12,6 +12,7 @@ from torch import nn
 from gankern.cli import metrics as cli
 from gankern.data import open_dataset
 from gankern.errors import InputError
+from gankern.interop.networks import Networks
 from gankern.metrics import ms_ssim_diversity, protocol, swd
 from gankern.metrics.evaluate import Evaluator
 from gankern.metrics.protocol import ProganScores, progan_protocol
@@ -152,7 +153,7 @@ def test_table_is_the_papers():
 
 def test_command_line(reals, tmp_path, monkeypatch, capsys):
     dataset = reals(12)
-    monkeypatch.setattr(cli, "load_network", lambda *_: (Painter(), {"nimg": 4000}))
+    monkeypatch.setattr(cli, "read_networks", lambda *_: Networks(G_ema=Painter(), nimg=4000))
     parser = argparse.ArgumentParser()
     cli.add_parser(parser.add_subparsers())
     command = f"metrics --network a/network-4.safetensors --data {dataset.source.path} --device cpu --protocol progan"
