@@ -107,7 +107,7 @@ class BaseTrainer:
 
     @property
     def last_batch(self) -> int:
-        """The images of the step that came before, of all ranks."""
+        """The images of the step that came before, of all ranks; before any step it counts for nothing."""
         raise NotImplementedError
 
     def pop_stats(self) -> dict[str, float]:
@@ -194,7 +194,10 @@ class BaseTrainer:
     # -- what isn't finite --------------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Waits for the device and tells of the updates that were skipped since the last look."""
+        """Waits for the device and tells of the updates that were skipped since the last look.
+
+        Raises NonFiniteError for the streak that a phase is in; one that a good update has ended is only warned of.
+        """
         guards = {name: update.guard for name, update in self.updates.items()}
         states = torch.stack([guard.state for guard in guards.values()]).tolist()
         for (name, guard), (_, skipped, in_a_row) in zip(guards.items(), states, strict=True):
