@@ -5,7 +5,7 @@ What a phase's update is stands in update.py; what its random numbers are, in se
 
 import copy
 import dataclasses
-import warnings
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -52,7 +52,7 @@ class BaseTrainer:
         self.G_ema = copy.deepcopy(self.G).eval()
         self.nimg = self.steps = self.skipped = 0
         self.done: list[str] = []  # phases of a step that was begun
-        self.fitted: dict[str, int] = {}  # what --batch-gpu auto found, by what was tried
+        self.fitted: dict[str, int] = {}  # what --batch-gpu auto found, by what was tried and where
         self.looks_at_once = self.device.type == "cpu"  # where it costs nothing: on a GPU at the next tick
         gpu = self.device.type == "cuda"
         self.measures = gpu  # for --batch-gpu auto, which on a CPU is the whole batch
@@ -125,7 +125,8 @@ class BaseTrainer:
         """Images of this rank that go through the networks at a time."""
         size = self.config.at_once(len(real))
         if self.config.batch_gpu == "auto" and self.measures:
-            key = f"{len(real)} of {real.shape[-1]} px, {self.place_key()}"
+            run = f"--recompute {getattr(self.config, 'recompute', 0)}, --impl {self.config.impl}"
+            key = f"{len(real)} of {real.shape[-1]} px, {self.place_key()}, {run}, {self._hardware}"
             if key not in self.fitted:
                 sizes = [d for d in range(len(real), 0, -1) if len(real) % d == 0 and self.config.fits_mbstd(d)]
                 self.fitted[key] = fit.largest(self, real, labels, sizes)
@@ -133,6 +134,10 @@ class BaseTrainer:
         if len(real) % size:
             raise ValueError(f"real has {len(real)} images, not a multiple of batch_gpu {size}")
         return size
+
+    @functools.cached_property
+    def _hardware(self) -> str:
+        return fit.hardware(self.device, self.world)
 
     def _update(self, update: Update, real: Tensor, labels: Tensor, lanes: int) -> None:
         name = update.phase.name
@@ -253,6 +258,4 @@ class BaseTrainer:
 def fused_adam(network: nn.Module, **settings) -> torch.optim.Adam:
     """Adam in one launch, with its counts on the device."""
     capturable = next(network.parameters()).device.type == "cuda"
-    if capturable:  # torch warns of steps outside of a capture, which the warm-ups are
-        warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
     return torch.optim.Adam(network.parameters(), fused=True, capturable=capturable, **settings)
