@@ -76,7 +76,7 @@ class GradientBuckets:
         mine = [self._number[p] for p in parameters]
         order = self.tell(mine)
         if sorted(order) != sorted(mine):
-            raise RuntimeError("other parameters have a gradient here than on rank 0: the ranks run different code")
+            raise RankError("other parameters have a gradient here than on rank 0: the ranks run different code")
         of_number = list(self._number)
         return [of_number[i] for i in order]
 

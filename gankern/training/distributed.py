@@ -239,7 +239,7 @@ class Council:
             return 0, False
         before, then = self._last
         self._last = (step, time.monotonic())
-        pace = self.SECONDS * max(step - before, 1) / max(self._last[1] - then, 1e-6)
+        pace = self.SECONDS * (step - before) / max(self._last[1] - then, 1e-6)  # no steps, no pace: asks at the next
         mine = [signal, save, min(max(int(pace), 1), 100)]
         signal, save, steps = self.world.most(*(mine if self.world.rank == 0 else [signal, 0, 0]))
         self._next = step + (steps if self.world.size > 1 else 1)

@@ -22,19 +22,22 @@ SHARE = 0.9
 GAINS_NOTHING = ("G path length",)
 """What --recompute doesn't help: the second-order pass keeps all that is recomputed."""
 
-_OF_LIBRARIES = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+_OUTSIDE_THE_ALLOCATOR = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+_OUTSIDE_THE_ALLOCATOR += ("CUDA error: out of memory", "Triton Error [CUDA]: out of memory")
 
 
 def is_shortage(error: RuntimeError) -> bool:
     """Whether an error says that the GPU's memory is used up."""
-    return isinstance(error, torch.OutOfMemoryError) or any(name in str(error) for name in _OF_LIBRARIES)
+    return isinstance(error, torch.OutOfMemoryError) or any(name in str(error) for name in _OUTSIDE_THE_ALLOCATOR)
 
 
 def describe_shortage(phase: str, lanes: int, images: int, trainer: BaseTrainer) -> str:
     """One line: the phase, the memory, and the options that help."""
     size = images // lanes
     smaller = [d for d in range(size - 1, 0, -1) if images % d == 0 and trainer.config.fits_mbstd(d)]
-    options = [f"--batch-gpu {smaller[0]}, or --batch-gpu auto"] if smaller else ["a smaller --batch"]
+    options = [f"--batch-gpu {smaller[0]}"] if smaller else ["a smaller --batch"]
+    if smaller and trainer.config.batch_gpu != "auto":
+        options.append("--batch-gpu auto")
     if getattr(trainer.config, "recompute", None) == 0 and phase not in GAINS_NOTHING:
         options.append("--recompute")
     memory = ""
@@ -44,6 +47,17 @@ def describe_shortage(phase: str, lanes: int, images: int, trainer: BaseTrainer)
         memory = f"; {own / 1e9:.1f} GB in use by this run, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     at_once = f"{size} image{'s' * (size > 1)} at a time"
     return f"phase {phase}: out of GPU memory with {at_once}{memory}; give {', or '.join(options)}"
+
+
+def hardware(device: torch.device, world: World) -> str:
+    """What decides how much fits, told alike on all ranks, as they must measure together or not at all: the kind of
+    rank 0's GPU, and the memory of the smallest."""
+    name, memory = device.type, 0
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        name, memory = gpu.name, gpu.total_memory
+    (least,) = world.most(-memory)
+    return f"{world.told(name)}, {-least / 1e9:.1f} GB"
 
 
 def largest(trainer: BaseTrainer, real: Tensor, labels: Tensor, sizes: Sequence[int]) -> int:

@@ -92,21 +92,23 @@ class Replays:
     ) -> None:
         """fn(*inputs), seeded. fn works in place on tensors that stay; what it returns lives as long as its capture.
 
-        `undo` takes back what a capture that failed has changed on the host.
+        `undo` takes back what a capture that failed has changed on the host. It may fail with any error: one that isn't
+        the capture's fails again in fn as it is.
         """
         if self.backend is not None:
-            inputs = self._hold(inputs)
+            inputs, reasons = self._hold(inputs), []
             try:
                 if key not in self._replays:
-                    self._replays[key] = self.backend.capture(lambda: fn(*inputs))
-            except RuntimeError as error:
-                self.backend, reason = None, " ".join(str(error).split())[:200]
+                    self._replays[key] = self.backend.capture(lambda: _noting(reasons, fn, inputs))
+            except Exception as error:
+                self.backend = None
+                reasons.append(_in_a_line(error))
             else:
                 seed()
                 return self._replays[key]()
             self.forget()
             undo()
-            self.warn(f"CUDA graphs are off: {key[0]} can't be captured ({reason})")
+            self.warn(f"CUDA graphs are off: {key[0]} can't be captured ({reasons[0]})")
         seed()
         fn(*inputs)
 
@@ -124,3 +126,17 @@ class Replays:
                 self._inputs.append(torch.empty_like(value, memory_format=torch.contiguous_format))
             self._inputs[i].copy_(value, non_blocking=True)
         return self._inputs[: len(inputs)]
+
+
+def _noting(reasons: list[str], fn: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
+    """fn(*inputs); notes its own error, in place of which ending the broken capture may raise a general one. (As text:
+    the error itself holds the activations.)"""
+    try:
+        return fn(*inputs)
+    except Exception as error:
+        reasons.append(_in_a_line(error))
+        raise
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -69,15 +69,14 @@ def train(config: Config, run: RunDir | Onlooker, world: World = ALONE) -> int:
         snapshots = Snapshots(config, run, dataset, device, world)
         saves = _Checkpoints(config, run, trainer, stream, world)
         if not saves.restore():
-            run.rewind_stats(-1)  # of a process that was killed before its first checkpoint
             with world.together():
+                run.rewind_stats(-1)  # of a process that was killed before its first checkpoint
                 started = trainer.start()
+                snapshots.save_reals()
             if started:
                 run.log(started)
-            snapshots.save_reals()
         if _snapshot_due(config, trainer) and not snapshots.taken(trainer.nimg):  # a stop cut it short
-            with stop.cutting_short(world):
-                snapshots.take(trainer)
+            stop.cut_short(world, functools.partial(snapshots.take, trainer))
         progress = _Progress(config, run, trainer)
         levels, feed = _levels(config, dataset), DeviceFeed(stream, device)
         council = Council(world, trainer.steps)
@@ -96,14 +95,15 @@ def train(config: Config, run: RunDir | Onlooker, world: World = ALONE) -> int:
             last = trainer.nimg >= config.kimg * 1000
             stopped_by, save_due = council.after(trainer.steps, stop.signal, saves.due(), last=last)
             if snapshot_due or save_due:
-                saves.save()
+                with watchdog.step():  # here too the host waits for the GPU, and the GPU for other ranks
+                    saves.save()
             if snapshot_due:
-                with stop.cutting_short(world):
-                    snapshots.take(trainer)
+                stop.cut_short(world, functools.partial(snapshots.take, trainer))
                 stopped_by, _ = council.after(trainer.steps, stop.signal, False, last=True)
 
         if stopped_by and trainer.nimg != saves.saved_at:
-            saves.save()
+            with watchdog.step():
+                saves.save()
         trainer.forget_captures()  # before the ranks part: NCCL waits for the graphs that hold its calls
     if stopped_by:
         again = continue_command(run, world)
@@ -262,8 +262,9 @@ class _Progress:
 
     def tick(self) -> None:
         """Writes a row of statistics and a line of the log."""
-        trainer, now = self.trainer, time.monotonic()
-        stats = trainer.pop_stats()
+        trainer = self.trainer
+        stats = trainer.pop_stats()  # waits for the device: what it still had to do is of this tick
+        now = time.monotonic()
         speed = (trainer.nimg - self.tick_nimg) / max(now - self.tick_time, 1e-9)
         self.losses = "".join(f"  {name} {stats[key]:.3f}" for name, key in _SHOWN.items() if key in stats)
         row = {"nimg": trainer.nimg, "kimg": trainer.nimg / 1000, "step": trainer.steps, "img_s": speed}
@@ -271,7 +272,7 @@ class _Progress:
         row |= {"memory_gb": _memory_gb(trainer.device)}
         self.run.write_stats(row)
         self.run.log(self._line(speed))
-        self.tick_time, self.tick_nimg = time.monotonic(), trainer.nimg
+        self.tick_time, self.tick_nimg = now, trainer.nimg
 
     def _line(self, speed: float) -> str:
         nimg, total = self.trainer.nimg, self.config.kimg * 1000
@@ -303,7 +304,7 @@ def _memory_gb(device: torch.device) -> float:
 
 
 class _CutShort(BaseException):
-    """A signal came while `cutting_short`."""
+    """A signal came during `cut_short`."""
 
 
 class _StopSignals:
@@ -314,17 +315,17 @@ class _StopSignals:
         self.signal = 0
         self._cut = False
 
-    @contextlib.contextmanager
-    def cutting_short(self, world: World) -> Iterator[None]:
-        """The first signal ends the block at once; for work whose loss changes nothing, and that no other rank waits
-        for."""
-        self._cut = world.size == 1
+    def cut_short(self, world: World, work: Callable[[], None]) -> None:
+        """work(), which the first signal ends at once; for what can be lost without a change, and that no other rank
+        waits for."""
         try:
-            yield
+            try:
+                self._cut = world.size == 1
+                work()
+            finally:
+                self._cut = False  # a signal can still strike before this
         except _CutShort:
             pass
-        finally:
-            self._cut = False
 
     def __enter__(self) -> "_StopSignals":
         self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}

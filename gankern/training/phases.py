@@ -56,7 +56,7 @@ def apart(both: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 class Phases(Recorder):
-    """The losses of a generator and a discriminator; what they observe is kept until `pop_stats`.
+    """The losses of a generator and a discriminator; what they observe is kept until taken.
 
     `sample_labels(n)` draws conditions [n, c_dim] for the generator. The running path length `pl_mean` is the
     caller's to update, from the last loss's `observed_lengths`; likewise w_avg from `observed_w`.

@@ -40,7 +40,7 @@ def build_networks(config: ProGANConfig, device: torch.device | str) -> tuple[Ge
 
 
 class ProGANPhases(Recorder):
-    """The losses of a growing generator and discriminator; what they observe is kept until `pop_stats`.
+    """The losses of a growing generator and discriminator; what they observe is kept until taken.
 
     `sample_labels(n)` draws conditions [n, c_dim] for the generator. `go_to` comes before the first loss.
     """

@@ -16,6 +16,7 @@ from gankern.errors import InputError, RankError
 from gankern.training.distributed import ALONE, TIMEOUT, World
 
 LAST_SECONDS = 15
+MOST_SECONDS = 10_000_000  # far below where the libraries' clocks overflow
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -25,8 +26,8 @@ def join(timeout: float = TIMEOUT) -> Iterator[World]:
 
     Raises InputError for an environment that isn't torchrun's, RankError where the others don't come.
     """
-    if not 0 < timeout < float("inf"):
-        raise InputError(f"--dist-timeout {timeout:g}: expected a number of seconds > 0")
+    if not 0 < timeout <= MOST_SECONDS:
+        raise InputError(f"--dist-timeout {timeout:g}: expected a number of seconds > 0, at most {MOST_SECONDS:,}")
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
         yield ALONE
         return

@@ -5,7 +5,7 @@ What a phase's update is stands in update.py; what its random numbers are, in se
 
 import copy
 import dataclasses
-import warnings
+import functools
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -52,7 +52,7 @@ class BaseTrainer:
         self.G_ema = copy.deepcopy(self.G).eval()
         self.nimg = self.steps = self.skipped = 0
         self.done: list[str] = []  # phases of a step that was begun
-        self.fitted: dict[str, int] = {}  # what --batch-gpu auto found, by what was tried
+        self.fitted: dict[str, int] = {}  # what --batch-gpu auto found, by what was tried and where
         self.looks_at_once = self.device.type == "cpu"  # where it costs nothing: on a GPU at the next tick
         gpu = self.device.type == "cuda"
         self.measures = gpu  # for --batch-gpu auto, which on a CPU is the whole batch
@@ -111,7 +111,7 @@ class BaseTrainer:
 
     @property
     def last_batch(self) -> int:
-        """The images of the step that came before, of all ranks."""
+        """The images of the step that came before, of all ranks; before any step it counts for nothing."""
         raise NotImplementedError
 
     def pop_stats(self) -> dict[str, float]:
@@ -129,7 +129,8 @@ class BaseTrainer:
         """Images of this rank that go through the networks at a time."""
         size = self.config.at_once(len(real))
         if self.config.batch_gpu == "auto" and self.measures:
-            key = f"{len(real)} of {real.shape[-1]} px, {self.place_key()}"
+            run = f"--recompute {getattr(self.config, 'recompute', 0)}, --impl {self.config.impl}"
+            key = f"{len(real)} of {real.shape[-1]} px, {self.place_key()}, {run}, {self._hardware}"
             if key not in self.fitted:
                 sizes = [d for d in range(len(real), 0, -1) if len(real) % d == 0 and self.config.fits_mbstd(d)]
                 self.fitted[key] = fit.largest(self, real, labels, sizes)
@@ -137,6 +138,10 @@ class BaseTrainer:
         if len(real) % size:
             raise ValueError(f"real has {len(real)} images, not a multiple of batch_gpu {size}")
         return size
+
+    @functools.cached_property
+    def _hardware(self) -> str:
+        return fit.hardware(self.device, self.world)
 
     def _update(self, update: Update, real: Tensor, labels: Tensor, lanes: int) -> None:
         name = update.phase.name
@@ -198,7 +203,10 @@ class BaseTrainer:
     # -- what isn't finite --------------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Waits for the device and tells of the updates that were skipped since the last look."""
+        """Waits for the device and tells of the updates that were skipped since the last look.
+
+        Raises NonFiniteError for the streak that a phase is in; one that a good update has ended is only warned of.
+        """
         guards = {name: update.guard for name, update in self.updates.items()}
         states = torch.stack([guard.state for guard in guards.values()]).tolist()
         for (name, guard), (_, skipped, in_a_row) in zip(guards.items(), states, strict=True):
@@ -255,6 +263,4 @@ def fused_adam(parameters: Iterable[nn.Parameter], **settings) -> torch.optim.Ad
     """Adam in one launch, with its counts on the device."""
     parameters = list(parameters)
     capturable = parameters[0].device.type == "cuda"
-    if capturable:  # torch warns of steps outside of a capture, which the warm-ups are
-        warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
     return torch.optim.Adam(parameters, fused=True, capturable=capturable, **settings)

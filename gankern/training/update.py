@@ -114,5 +114,5 @@ class Update:
         after = 1 + len(self._names)
         if phase.keep is not None:
             phase.keep(finite, self._seen[after:])
-        self.recorder.add(self._names, self._seen[1:after])
+        self.recorder.add(self._names, self._seen[1:after], finite)
         return list(named.values())

@@ -9,6 +9,7 @@ from runs_util import differences
 
 from gankern.training import ProGANTrainer, Trainer
 from gankern.training.config import resolve
+from gankern.training.graphs import Replays
 
 STYLEGAN2 = {"z_dim": 8, "w_dim": 8, "channel_base": 32, "mapping_layers": 1, "batch": 4, "mbstd_group": 1}
 STYLEGAN2 |= {"preset": "stylegan2", "data": "", "r1_interval": 2, "pl_interval": 2}
@@ -77,6 +78,50 @@ def test_a_capture_that_fails(model, fail_at):
     name = "G" if model == "stylegan2" and fail_at < 4 else "D"
     reason = "operation not permitted when stream is capturing"
     assert failing.warnings == [f"CUDA graphs are off: {name} can't be captured ({reason})"]
+
+
+class Broken:
+    """A backend of which ending a capture that broke raises too, as torch's does where CUDA has seen the break."""
+
+    def __init__(self, ends: bool):
+        self.ends = ends
+
+    def capture(self, fn):
+        try:
+            fn()
+        finally:
+            if self.ends:
+                raise RuntimeError("capture_end: the capture was invalidated")
+
+    def release(self):
+        pass
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_why_a_capture_fails(kind, ends):
+    """By what the function itself said, whatever kind of error it is; what else fails does so without graphs too."""
+    said, calls, fails = [], [], [True, False, True, True, False, False]
+
+    def fn(x: torch.Tensor) -> None:
+        calls.append(x)
+        if fails.pop(0):
+            try:
+                {}["a cache's key"]  # which isn't why
+            except KeyError:
+                raise kind("at 7:1:\n  x isn't known") from None
+
+    def run_with(backend: Broken) -> None:
+        Replays(backend, said.append).run(("D", True), fn, [torch.ones(2)], undo=lambda: calls.append("undone"))
+
+    run_with(Broken(ends))
+    assert said == ["CUDA graphs are off: D can't be captured (at 7:1: x isn't known)"]
+    assert calls[1] == "undone"
+    assert len(calls) == 3
+    with pytest.raises(kind, match="x isn't known"):
+        run_with(Broken(ends))
+    run_with(Broken(ends=True))
+    assert said[-1] == "CUDA graphs are off: D can't be captured (capture_end: the capture was invalidated)"
 
 
 def test_a_loaded_state_is_captured_anew():

@@ -7,7 +7,7 @@ import torch
 from runs_util import assert_same_run, differences
 
 from gankern.errors import OutOfMemory
-from gankern.training import ProGANTrainer, Trainer
+from gankern.training import ProGANTrainer, Trainer, fit
 from gankern.training.checkpoint import list_checkpoints
 from gankern.training.config import resolve
 from gankern.training.phases import Phases
@@ -78,6 +78,36 @@ def test_auto_is_measured_for_each_stage_and_kept(monkeypatch):
     other.measures = True
     other.load_state_dict(copy.deepcopy(trainer.state_dict()))
     assert step(other).said == []
+
+
+@pytest.mark.parametrize("change", ["recompute", "impl", "memory", "nothing"])
+def test_a_run_that_goes_on_elsewhere_measures_anew(change, monkeypatch):
+    """What fitted there needn't fit here."""
+    trainer = make("stylegan2", batch_gpu="auto")
+    trainer.measures = True
+    step(trainer)
+    options = {"recompute": {"recompute": 8}, "impl": {"impl": "reference"}}.get(change, {})
+    other = make("stylegan2", batch_gpu="auto", **options)
+    other.measures = True
+    other.load_state_dict(copy.deepcopy(trainer.state_dict()))
+    if change == "memory":
+        monkeypatch.setattr(fit, "hardware", lambda device, world: "another GPU, 8.0 GB")
+    short_of_memory(monkeypatch, other, "d_main", 5)
+    if change == "nothing":
+        with pytest.raises(OutOfMemory, match=r"with 8 images at a time; give --batch-gpu 4, or --recompute$"):
+            step(other)
+    else:
+        assert step(other).said == ["--batch-gpu auto: 4 of 8 images at a time at 8 px"]
+
+
+SHORTAGES = ["CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in ...", "CUBLAS_STATUS_ALLOC_FAILED"]
+SHORTAGES += ["Triton Error [CUDA]: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"]
+
+
+@pytest.mark.parametrize("text", SHORTAGES)
+def test_shortages_outside_of_torchs_allocator(text):
+    assert fit.is_shortage(RuntimeError(text))
+    assert not fit.is_shortage(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def test_on_a_cpu_auto_is_the_whole_batch():

@@ -4,12 +4,14 @@ import dataclasses
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from gankern.errors import InputError
-from gankern.training.buckets import cut
+from gankern.errors import InputError, RankError
+from gankern.training import fit
+from gankern.training.buckets import GradientBuckets, cut
 from gankern.training.config import continued, resolve
 from gankern.training.distributed import Council, Watchdog, World, pick_device
 
@@ -98,7 +100,8 @@ def test_devices_of_ranks_that_cant_be(four_gpus):
 BROKEN = {
     "a variable is missing": ({"LOCAL_RANK": None}, (), "LOCAL_RANK: not set though RANK is"),
     "not a number": ({"LOCAL_RANK": "x"}, (), "LOCAL_RANK=x, LOCAL_WORLD_SIZE=2: expected numbers"),
-    "time-out": ({}, ("--dist-timeout", "0"), "--dist-timeout 0: expected a number of seconds > 0"),
+    "time-out": ({}, ("--dist-timeout", "0"), "--dist-timeout 0: expected a number of seconds > 0, at most 10,000,000"),
+    "long time-out": ({}, ("--dist-timeout", "1e20"), "--dist-timeout 1e+20: expected a number of seconds > 0"),
 }
 
 
@@ -130,6 +133,14 @@ def test_buckets_are_cut():
     parameters = [torch.zeros(n, dtype=getattr(torch, kind)) for n, kind in sizes]
     assert [[len(p) for p in bucket] for bucket in cut(parameters, 28)] == [[3, 4], [40], [1], [1, 1]]
     assert cut([], 28) == []
+
+
+def test_ranks_that_run_different_code():
+    """Other parameters have a gradient on rank 0: one line, as for every rank that can't go on."""
+    network = torch.nn.Linear(2, 2)
+    buckets = GradientBuckets(network, 2, lambda mine: mine[:1])
+    with pytest.raises(RankError, match="the ranks run different code"), buckets.reducing("G"):
+        network(torch.ones(1, 2)).sum().backward()
 
 
 def test_a_step_that_doesnt_end(monkeypatch, capsys):
@@ -174,6 +185,37 @@ def test_ranks_ask_each_other_four_times_a_second(monkeypatch):
         assert council.after(22, 0, False) == (0, False)
         assert council.after(26, 2, False) == (15, False)
         assert council.after(27, 0, False, last=True)[0] == 15
+
+
+def test_ranks_ask_each_other_after_the_first_step():
+    """Before it nobody knows how long steps take: a signal, and rank 0's clock, don't have to wait for a hundred."""
+    asked.clear()
+    others[:] = [0, 0, 0]
+    council = Council(Heard(0, 2), 10)
+    council.after(10, 0, False, last=True)
+    others[0] = 15
+    assert council.after(11, 0, True) == (15, True)
+    assert asked[0] == (0, False, 1)
+
+
+class Smaller(World):
+    """A world whose other rank has a GPU of 40 GB; rank 0 has a B200."""
+
+    def most(self, *numbers: int) -> list[int]:
+        return [max(number, -40 * 10**9) for number in numbers]
+
+    def told(self, value):
+        return value if self.rank == 0 else "B200"
+
+
+def test_ranks_agree_on_their_hardware(monkeypatch):
+    """By which --batch-gpu auto knows what it measured: where they didn't, one rank would measure alone."""
+    gpus = {0: ("B200", 180 * 10**9), 1: ("A100", 40 * 10**9)}
+    for rank, (name, memory) in gpus.items():
+        gpu = SimpleNamespace(name=name, total_memory=memory)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, gpu=gpu: gpu)
+        assert fit.hardware(torch.device("cuda", rank), Smaller(rank, 2)) == "B200, 40.0 GB"
+    assert fit.hardware(torch.device("cuda"), World()) == "A100, 40.0 GB"
 
 
 def test_alone_every_step_counts():

@@ -11,6 +11,7 @@ from runs_util import differences
 from gankern.training import NonFiniteError, Trainer
 from gankern.training.config import resolve
 from gankern.training.graphs import Replays
+from gankern.training.recorder import Recorder
 from gankern.training.update import Lane
 
 SMALL = {"z_dim": 16, "w_dim": 16, "channel_base": 128, "mapping_layers": 2, "batch": 8, "data": "", "mbstd_group": 4}
@@ -194,6 +195,40 @@ def test_poisoned_latents_change_nothing(make_trainer):
     assert [d for k in same for d in differences(before[k], after[k], k)] == []
     assert trainer.skipped == 3
     assert math.isnan(trainer.phases.pop_stats()["loss/G"])
+
+
+def test_a_skipped_update_spoils_no_means(make_trainer):
+    """They are those of the updates that were taken."""
+    trainer = with_moments(make_trainer(c_dim=3))
+    trainer.step(*batch(trainer))
+    expected = trainer.pop_stats()
+    other = with_moments(make_trainer(c_dim=3))
+    other.step(*batch(other))
+    other.load_state_dict(copy.deepcopy(other.state_dict()))  # the sums of a tick that is under way
+    real, labels = batch(other)
+    other.steps = 0
+    other.step(real, labels.fill_(math.nan))  # D, with and without R1; the generator's updates are taken
+    found = other.pop_stats()
+    assert other.skipped == 2
+    assert found.keys() == expected.keys()
+    for name in ("loss/D", "logits/real", "r1"):
+        assert found[name] == expected[name], name
+    assert found["loss/G"] not in (expected["loss/G"], math.nan)
+    assert not any(math.isnan(value) for value in found.values())
+
+
+def test_means_of_names_that_several_record():
+    """Of all their values, whoever recorded them; also of states that didn't count what was left out."""
+    recorder, yes, no = Recorder(), torch.tensor(True), torch.tensor(False)
+    recorder.add(("a", "b"), torch.tensor([1.0, 2.0]), yes)
+    recorder.add(("b", "c"), torch.tensor([math.inf, math.nan]), no)
+    other = Recorder()
+    older = [(names, sums[:-1]) if names == ["a", "b"] else (names, sums) for names, sums in recorder.state_dict()]
+    other.load_state_dict(older, torch.device("cpu"))
+    for one in (recorder, other):
+        one.add(("b", "a"), torch.tensor([6.0, 2.0]), yes)
+        assert str(one.pop_stats()) == str({"a": 1.5, "b": 4.0, "c": math.nan})
+        assert one.pop_stats() == {}
 
 
 def test_poisoned_weights_are_named(make_trainer):
