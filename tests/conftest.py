@@ -4,6 +4,9 @@ import json
 import os
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process for each core; read when torch is imported
+
 import numpy as np
 import pytest
 import torch
