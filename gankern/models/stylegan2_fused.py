@@ -16,6 +16,7 @@ from gankern import ops
 from gankern.nn import EqualizedLinear, ModulatedConv2d, ToRGB
 from gankern.nn.scaled import Scaled, scaled_layers
 from gankern.ops import Weight
+from gankern.ops._impl import uncast
 
 
 def serves(blocks: Sequence[nn.Module], x: Tensor) -> bool:
@@ -82,6 +83,7 @@ def _to_rgb(x: Tensor, matrix: Tensor) -> Tensor:
     return torch.bmm(matrix, pixels.transpose(1, 2)).unflatten(2, x.shape[2:])
 
 
+@uncast
 def synthesize(synthesis: nn.Module, ws: Tensor, noises: Sequence[Tensor | None]) -> Tensor:
     """`Synthesis.forward` of the architectures skip and orig."""
     blocks = synthesis.blocks()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gankern import ops
+from gankern.ops._impl import uncast
 
 NOISE_MODES = ("random", "const", "none")
 
@@ -61,6 +62,7 @@ class EqualizedLinear(nn.Module):
         """What weight and bias are multiplied by."""
         return self.weight_gain, self.lr_multiplier
 
+    @uncast
     def forward(self, x: Tensor, scaled: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
         """`scaled`: weight and bias by their gains in x's dtype, where they are made for many layers at once."""
         if scaled is None:

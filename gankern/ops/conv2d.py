@@ -109,9 +109,9 @@ def _weight_grad_backward(ctx, v):
     return grad_dy, grad_x, None, None, None, None
 
 
-_conv2d.register_autograd(_backward, setup_context=_save)
-conv2d_input_grad.register_autograd(_input_grad_backward, setup_context=_save_grad)
-conv2d_weight_grad.register_autograd(_weight_grad_backward, setup_context=_save_grad)
+_impl.register_autograd(_conv2d, _backward, setup_context=_save)
+_impl.register_autograd(conv2d_input_grad, _input_grad_backward, setup_context=_save_grad)
+_impl.register_autograd(conv2d_weight_grad, _weight_grad_backward, setup_context=_save_grad)
 
 # -- public -----------------------------------------------------------------------------------------------------------
 

@@ -107,3 +107,32 @@ def test_other_architectures(architectures):
         if t is not None:
             error = (got[name] - t).abs().max().item()
             assert error <= 1e-9 * max(t.abs().max().item(), 1e-3), f"{name}: {error:.3g}"
+
+
+# -- on plain operators and on fused ones ------------------------------------------------------------------------------
+
+PATHS = pytest.mark.parametrize("impl", ["reference", "triton"])
+
+
+def tiny():
+    torch.manual_seed(0)
+    G = Generator(8, 0, 8, 8, num_mapping_layers=1, channel_base=64, channel_max=8)
+    return G, Discriminator(img_resolution=8, channel_base=64, channel_max=8, mbstd_group_size=2)
+
+
+@PATHS
+def test_networks_under_autocast(impl):
+    """Outputs are the same; gradients about so, as those of the linear layers' products are PyTorch's."""
+    G, D = tiny()
+    z, found = torch.randn(2, 8), []
+    parameters = [p for net in (G, D) for p in net.parameters()]
+    for enabled in (False, True):
+        with running(impl), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            img = G(z, noise_mode="const")
+            logits = D(img)
+            grads = torch.autograd.grad(logits.sum(), parameters)
+        found.append([img, logits, *grads])
+    want, got = found
+    assert got[0].equal(want[0])
+    assert got[1].equal(want[1])
+    assert all((a - b).norm() <= 0.05 * b.norm() for a, b in zip(got, want, strict=True))

@@ -293,7 +293,7 @@ def test_third_order(act):
         ({"bias": torch.zeros(3, device="meta")}, r"bias is .*meta, expected x's"),
         ({"act": "gelu"}, r"act='gelu', expected one of linear, relu"),
         ({"alpha": -0.1}, r"alpha=-0.1, expected"),
-        ({"impl": "cudnn"}, r"impl='cudnn': bias_act_pixel_norm is available as triton"),
+        ({"impl": "triton_gemm"}, r"impl='triton_gemm': bias_act_pixel_norm is available as triton"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )

@@ -191,7 +191,7 @@ def _backward(ctx, dy):
     return dx, db if needs_bias else None, dy if ctx.needs_input_grad[2] else None, *[None] * 6
 
 
-_bias_act.register_autograd(_backward, setup_context=_save_forward)
+_impl.register_autograd(_bias_act, _backward, setup_context=_save_forward)
 
 
 def _save_backward(ctx, inputs, output):
@@ -262,7 +262,7 @@ def _double_backward(ctx, ddx, ddb):
     return *gradients, *[None] * 7
 
 
-bias_act_backward.register_autograd(_double_backward, setup_context=_save_backward)
+_impl.register_autograd(bias_act_backward, _double_backward, setup_context=_save_backward)
 _impl.declare("bias_act", "triton", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------

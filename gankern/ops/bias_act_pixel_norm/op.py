@@ -99,7 +99,7 @@ def _backward(ctx, dy):
     return dx, db if needs_bias else None, *[None] * 5
 
 
-_bias_act_pixel_norm.register_autograd(_backward, setup_context=_save_forward)
+_impl.register_autograd(_bias_act_pixel_norm, _backward, setup_context=_save_forward)
 
 
 def _save_backward(ctx, inputs, output):
@@ -158,7 +158,7 @@ def _double_backward(ctx, ddx, ddb):
     return *gradients, *[None] * 6
 
 
-_bias_act_pixel_norm_backward.register_autograd(_double_backward, setup_context=_save_backward)
+_impl.register_autograd(_bias_act_pixel_norm_backward, _double_backward, setup_context=_save_backward)
 _impl.declare("bias_act_pixel_norm", "triton", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------

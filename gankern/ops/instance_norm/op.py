@@ -167,7 +167,7 @@ def _backward(ctx, dy):
     return dx, dw if weight_grad else None, db if bias_grad else None, *[None] * 7
 
 
-_instance_norm.register_autograd(_backward, setup_context=_save_forward)
+_impl.register_autograd(_instance_norm, _backward, setup_context=_save_forward)
 
 
 def _save_backward(ctx, inputs, output):
@@ -214,7 +214,7 @@ def _double_backward(ctx, ddx, ddw, ddb):
     return *_second_formulas(ddx, ddw, ddb, dy, x, weight, bias, *ctx.args), *[None] * 9
 
 
-_instance_norm_backward.register_autograd(_double_backward, setup_context=_save_backward)
+_impl.register_autograd(_instance_norm_backward, _double_backward, setup_context=_save_backward)
 _impl.declare("instance_norm", "triton", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------

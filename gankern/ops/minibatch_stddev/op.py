@@ -97,7 +97,7 @@ def _backward(ctx, dy):
     return _minibatch_stddev_backward(dy, *ctx.saved_tensors, *ctx.args), None, None, None, None
 
 
-_minibatch_stddev.register_autograd(_backward, setup_context=_save_forward)
+_impl.register_autograd(_minibatch_stddev, _backward, setup_context=_save_forward)
 
 
 def _save_backward(ctx, inputs, output):
@@ -146,7 +146,7 @@ def _double_backward(ctx, v):
     return *gradients, None, None, None, None
 
 
-_minibatch_stddev_backward.register_autograd(_double_backward, setup_context=_save_backward)
+_impl.register_autograd(_minibatch_stddev_backward, _double_backward, setup_context=_save_backward)
 _impl.declare("minibatch_stddev", "triton", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------

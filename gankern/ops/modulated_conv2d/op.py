@@ -32,6 +32,7 @@ from gankern.ops.modulated_conv2d.layer import Layer, Tensors, statistics
 from gankern.ops.upfirdn2d import check_filter
 
 
+@_impl.uncast
 def demodulation(weight: Tensor, styles: Tensor, eps: float = 1e-8) -> Tensor:
     """d [N, O] of weight [O, I, k, k] and styles [N, I], in at least float32: rsqrt(s² · (Σ_k w²)ᵀ + eps)."""
     w, s = statistics(weight), statistics(styles)
@@ -265,8 +266,8 @@ def _backward_backward(ctx, ddx, _dw, _ds, ddd, _dnoise, _dstrength, _db, ddnext
     return ddy, ddys, *of_tensors, *of_saved, None, *[None] * len(fields(Layer))
 
 
-_modulated_conv2d.register_autograd(_backward, setup_context=_save)
-_modulated_conv2d_backward.register_autograd(_backward_backward, setup_context=_save_backward)
+_impl.register_autograd(_modulated_conv2d, _backward, setup_context=_save)
+_impl.register_autograd(_modulated_conv2d_backward, _backward_backward, setup_context=_save_backward)
 _impl.declare("modulated_conv2d", "triton", "triton_gemm", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------

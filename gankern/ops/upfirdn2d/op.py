@@ -202,7 +202,7 @@ def _backward(ctx, dy):
     return adjoint(dy, *ctx.saved_tensors, ctx.in_size, *ctx.args), *[None] * 7
 
 
-_upfirdn2d.register_autograd(_backward, setup_context=_save)
+_impl.register_autograd(_upfirdn2d, _backward, setup_context=_save)
 _impl.declare("upfirdn2d", "triton", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------
