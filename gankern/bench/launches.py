@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from gankern.bench.limit import seconds
+from gankern.ops._layout import is_channels_last
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,7 @@ def _traffic(func: torch._ops.OpOverload, args: Sequence, kwargs: dict, out: obj
 
 def library_format(*operands: Tensor) -> torch.memory_format:
     """The memory format that cuDNN runs a convolution in: channels_last where one of the operands is laid out so."""
-    found = any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in _images(operands))
-    return torch.channels_last if found else torch.contiguous_format
+    return torch.channels_last if any(map(is_channels_last, _images(operands))) else torch.contiguous_format
 
 
 def _images(tensors: Iterable[Tensor | None]) -> list[Tensor]:

@@ -106,7 +106,9 @@ def race(config: Config, repo: Path, seconds: float | None) -> dict:
     options = [word for word in words[1:] if not word.startswith(("--data=", "--outdir="))]
     told = {"command": " ".join(options), "ticks": ticks}
     if len(ticks) <= WARM_UP:
-        last = text.strip().splitlines()[-1:] or ["it printed nothing"]
-        return told | {"failure": f"{len(ticks)} ticks ({fate or 'it ended'}): {last[0][:160]}"}
+        last = (text.strip().splitlines() or ["it printed nothing"])[-1][:160]
+        wanting = fate.startswith("stopped") or "out of memory" in last.lower()  # of time or memory: no fault
+        fault = "" if wanting else "FAILED: "
+        return told | {"failure": f"{fault}{len(ticks)} ticks ({fate or 'it ended'}): {last}"}
     found = {"s_per_kimg": statistics.median(ticks[WARM_UP:]), "peak_bytes": None if memory is None else memory * 2**30}
     return told | found | ({"note": fate} if fate else {})

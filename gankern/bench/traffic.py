@@ -7,7 +7,6 @@ does inside is counted as it would run.
 
 import functools
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -40,14 +39,6 @@ class Account:
     def seconds(self) -> float:
         """At the limit: each launch as fast as its FLOPs or its bytes allow."""
         return sum(call.seconds for call in self.calls)
-
-    def by_name(self) -> dict[str, tuple[int, int]]:
-        """{name: (launches, bytes)}, the most bytes first."""
-        number, total = Counter(), Counter()
-        for call in self.calls:
-            number[call.name] += 1
-            total[call.name] += call.bytes
-        return {name: (number[name], size) for name, size in total.most_common()}
 
 
 class _Launches(list):

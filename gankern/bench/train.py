@@ -117,9 +117,11 @@ def _eager_random_numbers(name: str) -> Iterator[None]:
         return
     from torch._inductor import config as inductor
 
-    with inductor.patch(fallback_random=True):
-        yield
-    torch._dynamo.reset()
+    try:
+        with inductor.patch(fallback_random=True):
+            yield
+    finally:
+        torch._dynamo.reset()
 
 
 def _for_comparing(config: Config) -> Config:
@@ -224,13 +226,25 @@ def _provider(race: Race, name: str, seconds: float) -> dict:
             _free(race.device)
         with _math(tf32=True, benchmark=True):
             return told | _measure(race, make, seconds)
-    except (torch.OutOfMemoryError, OutOfMemory):
-        return told | {"failure": "out of memory"}
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        return told | {"failure": f"FAILED: {type(error).__name__}: {first}"[:200]}
+        return told | _failure(error)
     finally:
         _free(race.device)
+
+
+def _peer(race: Race) -> dict:
+    """The peer's loop, or its failure: what the others took isn't lost."""
+    try:
+        return peer.race(race.config, race.peer_repo, race.seconds)
+    except Exception as error:
+        return _failure(error)
+
+
+def _failure(error: Exception) -> dict:
+    if isinstance(error, torch.OutOfMemoryError | OutOfMemory):
+        return {"failure": "out of memory"}
+    first = (str(error).strip().splitlines() or [""])[0]
+    return {"failure": f"FAILED: {type(error).__name__}: {first}"[:200]}
 
 
 def _free(device: str) -> None:
@@ -270,7 +284,7 @@ def run(race: Race, say: Callable[[str], None], path: Path | None) -> dict:
             result["providers"][name] = _rated(row, bound)
         _save(result, path)
     if race.peer_repo:
-        result["providers"]["stylegan3"] = _rated(peer.race(config, race.peer_repo, race.seconds), bound)
+        result["providers"]["stylegan3"] = _rated(_peer(race), bound)
         _save(result, path)
     say(table(result))
     return result

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gankern import ops
+from gankern.ops._impl import uncast
 
 SLOPE = 0.2
 GROUP_SIZE = 4
@@ -177,6 +178,7 @@ class Generator(_Growing):
             setattr(self, f"b{r}", block)
             below = wide
 
+    @uncast
     def forward(
         self,
         z: Tensor,
@@ -269,6 +271,7 @@ class Discriminator(_Growing):
             setattr(self, f"b{r}", block)
             below = wide
 
+    @uncast
     def forward(
         self, img: Tensor, lod: float | Tensor = 0.0, *, stage: int | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:

@@ -18,9 +18,7 @@ from gankern.nn.scaled import Scaled
 
 ARCHITECTURES = ("skip", "orig", "resnet")
 FILTER = (1, 3, 3, 1)
-FP16_RESOLUTIONS = (
-    4  # float16 runs the highest four from 8 px, as published; bfloat16 needs no such care and runs them all
-)
+FP16_RESOLUTIONS = 4  # float16 runs the highest four from 8 px, as published; bfloat16 runs them all
 FP16_CLAMP = 256.0
 
 
@@ -155,6 +153,8 @@ class Synthesis(nn.Module):
             raise ValueError(f"ws has shape {tuple(ws.shape)}, expected [N, {self.num_ws}, {self.w_dim}]")
         if noise_mode not in NOISE_MODES:
             raise ValueError(f"noise_mode={noise_mode!r}, expected one of {', '.join(NOISE_MODES)}")
+        if (dtype := self.b4.const.dtype) not in (torch.float32, torch.float64):
+            raise ValueError(f"parameters are {dtype}, expected float32; compute_dtype={dtype} makes activations so")
         noises = self.draw_noise(ws, noise_mode)
         if fused.serves(self.blocks(), ws):
             return fused.synthesize(self, ws, noises)
@@ -387,6 +387,8 @@ class Discriminator(nn.Module):
         shape = (self.img_channels, self.img_resolution, self.img_resolution)
         if img.ndim != 4 or tuple(img.shape[1:]) != shape:
             raise ValueError(f"img has shape {tuple(img.shape)}, expected [N, {', '.join(map(str, shape))}]")
+        if (dtype := self.b4.fc.weight.dtype) not in (torch.float32, torch.float64):
+            raise ValueError(f"parameters are {dtype}, expected float32; compute_dtype={dtype} makes activations so")
         img = _laid_out(img, self.img_resolution)
         scaled = fused.scaled_discriminator(self) if fused.serves(self.blocks(), img) else {}
         x = None

@@ -14,26 +14,29 @@ from torch import Tensor, nn
 
 from gankern import ops
 from gankern.nn import EqualizedLinear, ModulatedConv2d, ToRGB
+from gankern.nn.layers import hooked
 from gankern.nn.scaled import Scaled, scaled_layers
 from gankern.ops import Weight
+from gankern.ops._impl import uncast
 
 
 def serves(blocks: Sequence[nn.Module], x: Tensor) -> bool:
     """Whether a network of these blocks runs fused on x's device: kernels are there, and all blocks have one dtype that
-    isn't float16, in which a layer normalises its weights and styles by their maxima; with a clamp, or as a residual
-    generator, it doesn't."""
+    isn't float16, in which a layer normalises its weights and styles by their maxima; with a clamp, as a residual
+    generator, or with hooks on its modules, which only a call of the module itself runs, it doesn't."""
     dtypes = {block.dtype for block in blocks}
     plain = blocks[0].conv1.clamp is None
     plain = plain and not any(isinstance(block.conv1, ModulatedConv2d) and hasattr(block, "skip") for block in blocks)
-    return plain and len(dtypes) == 1 and torch.float16 not in dtypes and ops.runs_fused(x)
+    return plain and len(dtypes) == 1 and torch.float16 not in dtypes and ops.runs_fused(x) and not hooked(*blocks)
 
 
 # -- synthesis --------------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=32)
+@functools.cache  # as many as there are networks; never dropped, since a captured graph may hold the address
 def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(numbers, device=device)
+    with torch.inference_mode(False):  # made in the first call's mode, it would be refused by later training
+        return torch.tensor(numbers, device=device)
 
 
 def _styles(ws: Tensor, readers: Sequence[tuple[EqualizedLinear, int]]) -> list[Tensor]:
@@ -84,9 +87,11 @@ def _to_rgb(x: Tensor, matrix: Tensor) -> Tensor:
     return torch.bmm(matrix, pixels.transpose(1, 2)).unflatten(2, x.shape[2:])
 
 
+@uncast
 def synthesize(synthesis: nn.Module, ws: Tensor, noises: Sequence[Tensor | None]) -> Tensor:
     """`Synthesis.forward` of the architectures skip and orig."""
     blocks = synthesis.blocks()
+    ws = ws.to(blocks[0].const.dtype)
     convs = [conv for block in blocks for conv in block.convolutions()]
     dtype = blocks[0].dtype
     rgbs = [block.torgb for block in blocks if block.has_rgb]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gankern import ops
+from gankern.ops._impl import uncast
 
 NOISE_MODES = ("random", "const", "none")
 
@@ -61,6 +62,7 @@ class EqualizedLinear(nn.Module):
         """What weight and bias are multiplied by."""
         return self.weight_gain, self.lr_multiplier
 
+    @uncast
     def forward(self, x: Tensor, scaled: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
         """`scaled`: weight and bias by their gains in x's dtype, where they are made for many layers at once."""
         if scaled is None:
@@ -144,6 +146,19 @@ class EqualizedConv2d(nn.Module):
         return f"{i}, {o}, kernel_size={k}, act={self.act}, up={self.up}, down={self.down}"
 
 
+def hooked(*modules: nn.Module | None) -> bool:
+    """Whether one of the modules or of those inside has a hook, which runs only where the module itself is called."""
+    left = list(modules)
+    while left:
+        m = left.pop()
+        if m is None:
+            continue
+        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+            return True
+        left += m._modules.values()
+    return False
+
+
 def residual_block(
     first: EqualizedConv2d,
     second: EqualizedConv2d,
@@ -155,9 +170,10 @@ def residual_block(
     """second(first(x), gain) + skip(x, gain), where `second` and `skip` reduce by 2: a block of the discriminator.
 
     With fused kernels one pass stands between the two convolutions (bias, activation and filter) and one after them
-    (bias, activation and the sum). `scaled`: weights and biases as far as they are made already.
+    (bias, activation and the sum). `scaled`: weights and biases as far as they are made already. Modules with hooks are
+    called one by one.
     """
-    if not ops.runs_fused(x):
+    if not ops.runs_fused(x) or hooked(first, second, skip):
         y = None if skip is None else skip(x, gain)
         z = second(first(x), gain=gain)
         return z if y is None else z + y
@@ -205,6 +221,8 @@ class ModulatedConv2d(nn.Module):
         self, x: Tensor, w: Tensor, noise_mode: str = "random", gain: float = 1.0, noise: Tensor | None = None
     ) -> Tensor:
         """`noise`, broadcastable to [N, 1, H·up, W·up], counts in place of what `noise_mode` says."""
+        if noise_mode not in NOISE_MODES:
+            raise ValueError(f"noise_mode={noise_mode!r}, expected one of {', '.join(NOISE_MODES)}")
         if noise is None and noise_mode == "random":
             shape = [x.shape[0], 1, self.resolution, self.resolution]
             noise = torch.randn(shape, device=x.device).to(self.noise_strength.dtype)

@@ -12,11 +12,15 @@ class Mapping(nn.Module):
     """z [N, z_dim] and c [N, c_dim] -> ws [N, num_ws, w_dim] (w [N, w_dim] where num_ws is None).
 
     z and the embedded c are each normalised to unit RMS, joined, and passed through `num_layers` leaky ReLU layers of
-    learning-rate multiplier 0.01.
+    learning-rate multiplier 0.01. Raises ValueError where there is nothing to map, or no layer.
     """
 
     def __init__(self, z_dim: int, c_dim: int, w_dim: int, num_ws: int | None, num_layers: int = 8):
         super().__init__()
+        if z_dim < 0 or c_dim < 0 or z_dim + c_dim == 0:
+            raise ValueError(f"z_dim={z_dim} and c_dim={c_dim}, expected one of them > 0 and none < 0")
+        if num_layers < 1:
+            raise ValueError(f"num_layers={num_layers}, expected >= 1")
         self.z_dim, self.c_dim, self.w_dim, self.num_ws, self.num_layers = z_dim, c_dim, w_dim, num_ws, num_layers
         if c_dim > 0:
             self.embed = EqualizedLinear(c_dim, w_dim)

@@ -12,8 +12,8 @@ def no_weight_gradients() -> Iterator[None]:
 
     For gradients with respect to activations alone (R1, path length): `torch.autograd.grad(out, [x])` tells a custom
     operator that its weight needs a gradient even though nobody will read it. Parameters still receive the second-order
-    gradients when the result is differentiated outside the block. (What reaches a modulated convolution's weight
-    through its demodulation is plain autograd, which computes it only where that weight is asked for.)
+    gradients when the result is differentiated outside the block. (Where `modulated_conv2d` makes the demodulation by
+    itself, what reaches its weight so is plain autograd, which computes it only where that weight is asked for.)
     """
     global _skip_weight_gradients
     before, _skip_weight_gradients = _skip_weight_gradients, True

@@ -18,7 +18,7 @@ import torch
 
 from gankern.ops import _settings
 
-IMPLS = ("reference", "triton", "triton_gemm", "cuda", "cudnn")
+IMPLS = ("reference", "triton", "triton_gemm", "cuda")
 MIN_CAPABILITY = (8, 0)
 
 _declared: dict[str, tuple[str, ...]] = {}
@@ -213,12 +213,32 @@ BODIES: dict[str, Callable] = {}
 """The Python function behind each registered operator, by its qualified name: an account of bytes looks inside."""
 
 
+def uncast(fn: Callable) -> Callable:
+    """`fn` with autocast off: its arithmetic runs in the dtypes that it is given."""
+
+    @functools.wraps(fn)
+    def run(*args, **kwargs):
+        for kind in ("cuda", "cpu"):
+            if torch.is_autocast_enabled(kind):
+                with torch.autocast(kind, enabled=False):
+                    return run(*args, **kwargs)
+        return fn(*args, **kwargs)
+
+    return run
+
+
 def register(name: str, fn: Callable) -> torch.library.CustomOpDef:
-    """`fn` as the operator gankern::`name`, with its own dry run as its fake."""
+    """`fn` as the operator gankern::`name`, which autocast doesn't reach, with its own dry run as its fake."""
+    fn = uncast(fn)
     op = torch.library.custom_op(f"gankern::{name}", fn, mutates_args=())
     BODIES[f"gankern::{name}"] = fake(fn)
     op.register_fake(BODIES[f"gankern::{name}"])
     return op
+
+
+def register_autograd(op: torch.library.CustomOpDef, backward: Callable, *, setup_context: Callable) -> None:
+    """`op`'s gradient, which autocast doesn't reach either."""
+    op.register_autograd(uncast(backward), setup_context=setup_context)
 
 
 def launching() -> bool:

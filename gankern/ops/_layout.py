@@ -1,4 +1,4 @@
-"""Memory formats: what is dense as it lies, and tensors as matrices of their memory."""
+"""Memory formats: what is dense as it lies, and tensors as matrices of their memory; and the dtype of sums."""
 
 import math
 from collections.abc import Sequence
@@ -48,6 +48,11 @@ def matrix(x: Tensor, dim: int) -> tuple[int, int, int, bool]:
     outer, inner = around(x, dim)
     channels = x.shape[dim]
     return (outer, channels, channels, False) if inner == 1 else (outer * channels, inner, channels, True)
+
+
+def wide(t: Tensor) -> Tensor:
+    """t in at least float32."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def cdiv(a: int, b: int) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gankern.ops import _impl
 from gankern.ops._gradients import weight_gradients_wanted
+from gankern.ops._layout import empty, is_channels_last
 from gankern.ops.upfirdn2d import upfirdn2d
 
 
@@ -33,7 +34,7 @@ def _library_backward(dy, x, w, stride, padding, transposed, groups, mask):
 
 def _laid_out(y: Tensor, x: Tensor) -> Tensor:
     """y, on meta tensors in x's memory format: there alone the library forgets it."""
-    if y.device.type != "meta" or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+    if y.device.type != "meta" or not is_channels_last(x):
         return y
     return torch.empty_like(y, memory_format=torch.channels_last)
 
@@ -41,9 +42,7 @@ def _laid_out(y: Tensor, x: Tensor) -> Tensor:
 def _library_input_grad(
     dy: Tensor, w: Tensor, size: Sequence[int], stride: int, padding: int, transposed: bool, groups: int = 1
 ) -> Tensor:
-    cl = dy.is_contiguous(memory_format=torch.channels_last) and not dy.is_contiguous()
-    memory_format = torch.channels_last if cl else torch.contiguous_format
-    x = torch.empty(size, dtype=dy.dtype, device=dy.device, memory_format=memory_format)  # only its layout is read
+    x = empty(size, dy)  # only its layout is read
     return _library_backward(dy, x, w, stride, padding, transposed, groups, [True, False, False])[0]
 
 
@@ -110,9 +109,9 @@ def _weight_grad_backward(ctx, v):
     return grad_dy, grad_x, *[None] * 5
 
 
-_conv2d.register_autograd(_backward, setup_context=_save)
-conv2d_input_grad.register_autograd(_input_grad_backward, setup_context=_save_grad)
-conv2d_weight_grad.register_autograd(_weight_grad_backward, setup_context=_save_grad)
+_impl.register_autograd(_conv2d, _backward, setup_context=_save)
+_impl.register_autograd(conv2d_input_grad, _input_grad_backward, setup_context=_save_grad)
+_impl.register_autograd(conv2d_weight_grad, _weight_grad_backward, setup_context=_save_grad)
 
 # -- public -----------------------------------------------------------------------------------------------------------
 

@@ -59,9 +59,9 @@ def _grid_grad_backward(ctx, v):
     raise NotImplementedError("grid_sample: the gradient of the grid can't be differentiated again, that of x can")
 
 
-_grid_sample.register_autograd(_backward, setup_context=_save)
-_input_grad.register_autograd(_input_grad_backward, setup_context=_save_input_grad)
-_grid_grad.register_autograd(_grid_grad_backward, setup_context=_save)
+_impl.register_autograd(_grid_sample, _backward, setup_context=_save)
+_impl.register_autograd(_input_grad, _input_grad_backward, setup_context=_save_input_grad)
+_impl.register_autograd(_grid_grad, _grid_grad_backward, setup_context=_save)
 
 
 def grid_sample(x: Tensor, grid: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def _backward(ctx, dt, ds):
     return dx, dw, None, None, None
 
 
-_branches.register_autograd(_backward, setup_context=_save)
+_impl.register_autograd(_branches, _backward, setup_context=_save)
 _impl.declare("residual_branches", "triton", "cuda", "reference")
 
 

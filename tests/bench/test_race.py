@@ -111,6 +111,14 @@ def test_a_provider_that_fails_leaves_the_others_their_turn(few_runs, monkeypatc
     assert found["providers"]["eager"]["s_per_kimg"] > 0
 
 
+def test_a_compiled_network_that_fails_leaves_nothing_compiled(monkeypatch):
+    reset = []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: reset.append(True))
+    with pytest.raises(KeyError), train._eager_random_numbers("compile"):
+        raise KeyError
+    assert reset
+
+
 def test_after_its_seconds_no_provider_is_begun(few_runs):
     found, said = race(("eager", "compile"), seconds=0.001)
     assert found["providers"]["eager"]["s_per_kimg"] > 0
@@ -339,11 +347,33 @@ def test_without_statistics_the_lines_that_it_prints_serve_and_too_long_a_run_is
     assert (found["s_per_kimg"], found["note"]) == (11, "stopped after 2 s")
 
 
-def test_a_peer_that_fails_is_told_of(tmp_path):
-    found = peer.race(small(), repository(tmp_path, "raise SystemExit('no kernel image')"), None)
-    assert found["failure"] == "0 ticks (exit 1): no kernel image"
-    found = peer.race(small(), repository(tmp_path, "print('Error: --batch')"), None)
-    assert "0 ticks" in found["failure"]
+@pytest.mark.parametrize(
+    ("code", "words", "wrong"),
+    [
+        ("raise SystemExit('no kernel image')", "FAILED: 0 ticks (exit 1): no kernel image", True),
+        ("print('Error: --batch')", "FAILED: 0 ticks (it ended): Error: --batch", True),
+        ("raise SystemExit('CUDA out of memory')", "0 ticks (exit 1): CUDA out of memory", False),
+        ("time.sleep(60)", "0 ticks (stopped after 1 s): it printed nothing", False),
+    ],
+    ids=["crash", "words", "memory", "time"],
+)
+def test_a_peer_that_fails_is_told_of(tmp_path, code, words, wrong):
+    found = peer.race(small(), repository(tmp_path, code), 1 if code.startswith("time") else None)
+    assert found["failure"] == words
+    assert train.wrong({"providers": {"stylegan3": found}}) is wrong
+
+
+def test_a_peer_that_cannot_be_run_costs_the_others_nothing(few_runs, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(peer, "write_images", full)
+    race = train.Race(small(), ("eager",), "cpu", 0.1, tmp_path)
+    said = []
+    found = train.run(race, said.append, None)
+    assert found["providers"]["eager"]["s_per_kimg"] > 0
+    assert "stylegan3: FAILED: OSError: No space left on device" in said[-1]
+    assert train.wrong(found)
 
 
 def test_the_peer_has_its_line(tmp_path, monkeypatch):

@@ -239,3 +239,14 @@ def test_one_pass_after_each_convolution_of_the_generator(monkeypatch):
     monkeypatch.setattr(ops, "bias_act_pixel_norm", lambda x, b, **args: seen.append(x.shape) or x)
     Generator(z_dim=8, **SMALL)(torch.randn(2, 8))
     assert len(seen) == 6
+
+
+def test_autocast_changes_nothing():
+    torch.manual_seed(0)
+    G, D = Generator(z_dim=8, **SMALL), Discriminator(**SMALL)
+    z, found = torch.randn(4, 8), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            images = G(z)
+            found.append((images, D(images)))
+    assert all(a.equal(b) for a, b in zip(*found, strict=True))

@@ -214,3 +214,14 @@ def test_other_images(channels, resolution):
 def test_bad_arguments(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_parameters_are_refused(dtype):
+    """A cast of the whole network, in place of `compute_dtype`."""
+    sizes = {"img_resolution": 8, "channel_base": 64, "channel_max": 8}
+    G, D = Generator(8, w_dim=8, num_mapping_layers=1, **sizes).to(dtype), Discriminator(**sizes).to(dtype)
+    with pytest.raises(ValueError, match=f"parameters are {dtype}, expected float32; compute_dtype="):
+        G.synthesis(torch.randn(1, G.num_ws, 8))
+    with pytest.raises(ValueError, match=f"parameters are {dtype}, expected float32; compute_dtype="):
+        D(torch.randn(4, 3, 8, 8))

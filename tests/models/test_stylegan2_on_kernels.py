@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gankern import ops
+from gankern.models import stylegan2_fused as fused
 from gankern.models.stylegan2 import Discriminator, Generator
 from gankern.ops import _impl
 from gankern.ops._triton import CONFIGS, force_config
@@ -107,3 +108,70 @@ def test_other_architectures(architectures):
         if t is not None:
             error = (got[name] - t).abs().max().item()
             assert error <= 1e-9 * max(t.abs().max().item(), 1e-3), f"{name}: {error:.3g}"
+
+
+# -- on plain operators and on fused ones ------------------------------------------------------------------------------
+
+SUBMODULES = ["synthesis.b8", "synthesis.b8.conv0", "synthesis.b8.torgb.affine", "b8.conv0", "b8.skip"]
+PATHS = pytest.mark.parametrize("impl", ["reference", "triton"])
+
+
+def tiny():
+    torch.manual_seed(0)
+    G = Generator(8, 0, 8, 8, num_mapping_layers=1, channel_base=64, channel_max=8)
+    return G, Discriminator(img_resolution=8, channel_base=64, channel_max=8, mbstd_group_size=2)
+
+
+@PATHS
+def test_networks_under_autocast(impl):
+    """Outputs are the same; gradients about so, as those of the linear layers' products are PyTorch's."""
+    G, D = tiny()
+    z, found = torch.randn(2, 8), []
+    parameters = [p for net in (G, D) for p in net.parameters()]
+    for enabled in (False, True):
+        with running(impl), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            img = G(z, noise_mode="const")
+            logits = D(img)
+            grads = torch.autograd.grad(logits.sum(), parameters)
+        found.append([img, logits, *grads])
+    want, got = found
+    assert got[0].equal(want[0])
+    assert got[1].equal(want[1])
+    assert all((a - b).norm() <= 0.05 * b.norm() for a, b in zip(got, want, strict=True))
+
+
+@PATHS
+def test_latents_of_half_precision(impl):
+    G, _ = tiny()
+    for block in G.synthesis.blocks():
+        block.conv1.noise_strength.data.fill_(0.3)
+    ws = torch.randn(1, G.num_ws, 8)
+    with running(impl):
+        half, full = (G.synthesis(w, "const") for w in (ws.bfloat16(), ws))
+    assert half.dtype == torch.float32
+    assert (half - full).norm() < 0.05 * full.norm()
+
+
+@pytest.mark.parametrize("name", SUBMODULES)
+def test_hooks_on_inner_modules_run(monkeypatch, name):
+    G, D = tiny()
+    monkeypatch.setattr(ops, "runs_fused", lambda x: True)
+    network = D if name in SUBMODULES[3:] else G
+    called = []
+    handle = network.get_submodule(name).register_forward_hook(lambda *_: called.append(name))
+    run = (lambda: D(torch.randn(2, 3, 8, 8))) if network is D else (lambda: G(torch.randn(2, 8)))
+    run()
+    assert called == [name]
+    handle.remove()
+    run()
+    assert called == [name]
+
+
+def test_a_first_call_in_inference_mode_leaves_training_possible(monkeypatch):
+    monkeypatch.setattr(ops, "runs_fused", lambda x: True)
+    fused._numbers.cache_clear()
+    G, _ = tiny()
+    with torch.inference_mode():
+        G(torch.randn(1, 8))
+    G(torch.randn(1, 8)).sum().backward()
+    assert G.mapping.fc0.weight.grad.isfinite().all()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gankern.nn import EqualizedConv2d, EqualizedLinear, ModulatedConv2d, ToRGB
+from gankern.nn import EqualizedConv2d, EqualizedLinear, Mapping, ModulatedConv2d, ToRGB
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,25 @@ def test_noise_of_a_modulated_conv():
     random = layer(x, w, "random") - flat
     torch.testing.assert_close(random, random[:, :1].expand_as(random), rtol=1e-4, atol=1e-5)
     assert not random[0].allclose(random[1], atol=0.1)
+
+
+def test_an_unknown_noise_mode_is_refused():
+    layer = ModulatedConv2d(4, 3, 6, 8)
+    with pytest.raises(ValueError, match="noise_mode='konst', expected one of random, const, none"):
+        layer(torch.randn(2, 4, 8, 8), torch.randn(2, 6), "konst")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"num_layers": 0}, "num_layers=0, expected >= 1"),
+        ({"z_dim": 0}, "z_dim=0 and c_dim=0, expected one of them > 0"),
+    ],
+    ids=["layers", "inputs"],
+)
+def test_mappings_of_nothing_are_refused(sizes, words):
+    with pytest.raises(ValueError, match=words):
+        Mapping(**{"z_dim": 8, "c_dim": 0, "w_dim": 8, "num_ws": 4} | sizes)
 
 
 def test_to_rgb_does_not_demodulate():

@@ -179,6 +179,14 @@ def test_reference_is_the_definition(case):
     assert_close(modulated_conv2d_reference(**inputs, **args), truth(**inputs, **args), 1e-12)
 
 
+@pytest.mark.unforced
+@pytest.mark.parametrize("up", [1, 2])
+def test_reference_of_an_empty_batch(up):
+    x, w, f = torch.zeros(0, 3, 5, 4), torch.ones(6, 3, 3, 3), setup_filter([1, 3, 3, 1])
+    y = modulated_conv2d_reference(x, w, torch.ones(0, 3), torch.ones(5 * up, 4 * up), up, 1, f)
+    assert y.shape == (0, 6, 5 * up, 4 * up)
+
+
 @EVERY
 def test_gradients_with_and_without_a_graph_agree(case):
     inputs, args = build(case)
@@ -380,6 +388,9 @@ def test_keeps_the_memory_format(case, channels_last):
         ({"x": torch.zeros(2, 3, 1, 1), "noise": torch.zeros(2, 1, 4, 4)}, r"noise has shape .*\[2, 1, 1, 1\]"),
         ({"x": torch.zeros(2, 3, 1, 2), "padding": 0}, r"padding=0"),
         ({"padding": -1}, r"padding=-1"),
+        ({"demodulation": torch.zeros(2, 3)}, r"demodulation has shape \(2, 3\), expected \[2, 5\]"),
+        ({"demodulation": torch.zeros(2, 5, dtype=torch.int32)}, r"demodulation is torch.int32 on cpu"),
+        ({"demodulation": torch.zeros(2, 5, device="meta")}, r"demodulation is torch.float32 on meta"),
         ({"next_styles": torch.zeros(2, 3)}, r"next_styles has shape \(2, 3\), expected \[2, 5\]"),
         ({"noise_strength": torch.zeros([])}, r"noise_strength was given without noise"),
         ({"noise": torch.zeros([]), "noise_strength": torch.zeros(2)}, r"noise_strength has shape \(2,\), expected"),

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gankern.ops import _impl
 from gankern.ops._gradients import weight_gradients_wanted
+from gankern.ops._layout import wide
 
 _SELU_ALPHA = 1.6732632423543772
 _SELU_SCALE = 1.0507009873554805
@@ -81,10 +82,6 @@ def _along(b: Tensor, dim: int, ndim: int) -> Tensor:
     return b.reshape([-1 if i == dim else 1 for i in range(ndim)])
 
 
-def _wide(t: Tensor) -> Tensor:
-    return t.to(torch.promote_types(t.dtype, torch.float32))
-
-
 def _sum_to_bias(dx: Tensor, dim: int) -> Tensor:
     return dx.sum([i for i in range(dx.ndim) if i != dim]) if dx.ndim > 1 else dx
 
@@ -108,9 +105,9 @@ def _argument_and_mask(x, bias, y, dim, act, alpha, gain, clamp) -> tuple[Tensor
     """What `act`'s derivatives are written in, in at least float32, and where the clamp lets the gradient through
     (None: everywhere). y tells that in its own dtype: there the clamped values are the rounded clamp."""
     if y is not None:
-        argument = _wide(y) / gain if gain != 0 else _wide(y)
+        argument = wide(y) / gain if gain != 0 else wide(y)
         return argument, y.abs() < clamp if clamp >= 0 else None
-    u = _wide(x) if bias is None else _wide(x) + _along(_wide(bias), dim, x.ndim)
+    u = wide(x) if bias is None else wide(x) + _along(wide(bias), dim, x.ndim)
     a = ACTIVATIONS[act].f(u, alpha)
     return u if ACTIVATIONS[act].needs_x else a, (a * gain).abs() < clamp if clamp >= 0 else None
 
@@ -132,11 +129,11 @@ def _forward_impl(
     if impl != "reference":
         return _impl.launchers(__package__, impl).forward(x, bias, residual, dim, act, alpha, gain, clamp)
     if bias is None or act not in ("relu", "lrelu") or gain <= 0:
-        wide_bias = None if bias is None else _wide(bias)
-        y = bias_act_reference(_wide(x), wide_bias, dim, act, alpha, gain, clamp)
+        wide_bias = None if bias is None else wide(bias)
+        y = bias_act_reference(wide(x), wide_bias, dim, act, alpha, gain, clamp)
     else:
         # relu and lrelu are positively homogeneous: the gain folds into the sum and saves the CPU a pass
-        y = torch.add(_along(_wide(bias) * gain, dim, x.ndim), _wide(x), alpha=gain)
+        y = torch.add(_along(wide(bias) * gain, dim, x.ndim), wide(x), alpha=gain)
         y = F.relu_(y) if act == "relu" else F.leaky_relu_(y, alpha)
         y = y.clamp_(-clamp, clamp) if clamp >= 0 else y
     return (y if residual is None else y.add_(residual)).to(x.dtype)
@@ -159,12 +156,12 @@ def _backward_impl(
     if impl != "reference":
         return _impl.launchers(__package__, impl).backward(dy, x, bias, y, bias_grad, dim, act, alpha, gain, clamp)
     if y is None and x is None:
-        dx = _wide(dy) * gain
+        dx = wide(dy) * gain
     elif act in ("relu", "lrelu") and clamp < 0 and gain > 0 and y is not None:
-        dx = torch.ops.aten.leaky_relu_backward(_wide(dy), _wide(y), alpha, True).mul_(gain)
+        dx = torch.ops.aten.leaky_relu_backward(wide(dy), wide(y), alpha, True).mul_(gain)
     else:
         argument, mask = _argument_and_mask(x, bias, y, dim, act, alpha, gain, clamp)
-        dx = _wide(dy) * (ACTIVATIONS[act].slope(argument, alpha) * gain)
+        dx = wide(dy) * (ACTIVATIONS[act].slope(argument, alpha) * gain)
         dx = dx if mask is None else dx * mask
     db = _sum_to_bias(dx, dim).to(dy.dtype, copy=True) if bias_grad else dy.new_empty(0)
     return dx.to(dy.dtype), db
@@ -191,7 +188,7 @@ def _backward(ctx, dy):
     return dx, db if needs_bias else None, dy if ctx.needs_input_grad[2] else None, *[None] * 6
 
 
-_bias_act.register_autograd(_backward, setup_context=_save_forward)
+_impl.register_autograd(_bias_act, _backward, setup_context=_save_forward)
 
 
 def _save_backward(ctx, inputs, output):
@@ -209,7 +206,7 @@ def _second_formulas(ddx, ddb, dy, x, bias, y, dim, act, alpha, gain, clamp, imp
     if spec.slope_grad is None:
         return grad_dy, None, None, None
     argument, mask = _argument_and_mask(x, bias, y, dim, act, alpha, gain, clamp)
-    t = _wide(v) * _wide(dy) * spec.slope_grad(argument)
+    t = wide(v) * wide(dy) * spec.slope_grad(argument)
     t = t if mask is None else t * mask
     if y is not None:
         return grad_dy, None, None, t.to(y.dtype) if gain != 0 else torch.zeros_like(y)
@@ -262,7 +259,7 @@ def _double_backward(ctx, ddx, ddb):
     return *gradients, *[None] * 7
 
 
-bias_act_backward.register_autograd(_double_backward, setup_context=_save_backward)
+_impl.register_autograd(bias_act_backward, _double_backward, setup_context=_save_backward)
 _impl.declare("bias_act", "triton", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------

@@ -13,17 +13,14 @@ from torch import Tensor
 
 from gankern.ops import _impl
 from gankern.ops._gradients import weight_gradients_wanted
+from gankern.ops._layout import wide
 from gankern.ops.bias_act import ACTIVATIONS, activation_args, bias_act_reference, check_bias
 from gankern.ops.pixel_norm import pixel_norm_reference
 from gankern.ops.pixel_norm.op import pixel_norm_backward_reference
 
 
-def _wide(t: Tensor) -> Tensor:
-    return t.to(torch.promote_types(t.dtype, torch.float32))
-
-
 def _along(b: Tensor, ndim: int) -> Tensor:
-    return _wide(b).reshape(-1, *[1] * (ndim - 2))
+    return wide(b).reshape(-1, *[1] * (ndim - 2))
 
 
 def _to_bias(du: Tensor) -> Tensor:
@@ -39,13 +36,13 @@ def bias_act_pixel_norm_reference(
     eps: float = 1e-8,
 ) -> Tensor:
     """The definition, in eager PyTorch; in at least float32."""
-    a = bias_act_reference(_wide(x), None if bias is None else _wide(bias), 1, act, alpha, gain)
+    a = bias_act_reference(wide(x), None if bias is None else wide(bias), 1, act, alpha, gain)
     return pixel_norm_reference(a, 1, eps).to(x.dtype)
 
 
 def _activated(x: Tensor, bias: Tensor | None, act: str, alpha: float, gain: float):
     """(a, its derivative with respect to u, its second derivative or None where that is zero), in at least float32."""
-    spec, u = ACTIVATIONS[act], _wide(x)
+    spec, u = ACTIVATIONS[act], wide(x)
     u = u if bias is None else u + _along(bias, x.ndim)
     f = spec.f(u, alpha)
     argument = u if spec.needs_x else f
@@ -80,7 +77,7 @@ def _backward_impl(
     if impl != "reference":
         return _impl.launchers(__package__, impl).backward(dy, x, bias, bias_grad, act, alpha, gain, eps)
     a, slope, _ = _activated(x, bias, act, alpha, gain)
-    du = pixel_norm_backward_reference(_wide(dy), a, 1, eps) * slope
+    du = pixel_norm_backward_reference(wide(dy), a, 1, eps) * slope
     return du.to(x.dtype), _to_bias(du).to(x.dtype) if bias_grad else x.new_empty(0)
 
 
@@ -99,7 +96,7 @@ def _backward(ctx, dy):
     return dx, db if needs_bias else None, *[None] * 5
 
 
-_bias_act_pixel_norm.register_autograd(_backward, setup_context=_save_forward)
+_impl.register_autograd(_bias_act_pixel_norm, _backward, setup_context=_save_forward)
 
 
 def _save_backward(ctx, inputs, output):
@@ -114,8 +111,8 @@ def _second_formulas(ddx, ddb, dy, x, bias, act, alpha, gain, eps, impl) -> tupl
     d/da = r³·(3·r²·p·m·a − q·a − m·w − p·dy), and v·∂²a/∂u² comes with the gradient of pixel norm itself.
     """
     a, slope, curvature = _activated(x, bias, act, alpha, gain)
-    v = _wide(ddx) if ddb is None else _wide(ddx) + _along(ddb, x.ndim)
-    w, g = v * slope, _wide(dy)
+    v = wide(ddx) if ddb is None else wide(ddx) + _along(ddb, x.ndim)
+    w, g = v * slope, wide(dy)
     r = (a.square().mean(1, keepdim=True) + eps).rsqrt()
     p, m, q = ((s * t).mean(1, keepdim=True) for s, t in ((a, w), (a, g), (w, g)))
     du = (a * (3 * r.square() * p * m - q) - w * m - g * p) * r.pow(3) * slope
@@ -158,7 +155,7 @@ def _double_backward(ctx, ddx, ddb):
     return *gradients, *[None] * 6
 
 
-_bias_act_pixel_norm_backward.register_autograd(_double_backward, setup_context=_save_backward)
+_impl.register_autograd(_bias_act_pixel_norm_backward, _double_backward, setup_context=_save_backward)
 _impl.declare("bias_act_pixel_norm", "triton", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------

@@ -105,8 +105,8 @@ def _backward_backward(ctx, _, a):
     return ddd, de if need_energy else None, ds, d_d, None, None
 
 
-_demodulate.register_autograd(_backward, setup_context=_save)
-_demodulate_backward.register_autograd(_backward_backward, setup_context=_save_backward)
+_impl.register_autograd(_demodulate, _backward, setup_context=_save)
+_impl.register_autograd(_demodulate_backward, _backward_backward, setup_context=_save_backward)
 _impl.declare("demodulate", "triton", "reference")
 
 

@@ -101,7 +101,7 @@ def _backward_of_filter_act(ctx, dy):
     return dx, None, db if needs_bias else None, *[None] * 10
 
 
-_filter_act.register_autograd(_backward_of_filter_act, setup_context=_save_filter_act)
+_impl.register_autograd(_filter_act, _backward_of_filter_act, setup_context=_save_filter_act)
 
 
 def _save_filter_act_backward(ctx, inputs, output):
@@ -123,7 +123,7 @@ def _double_backward_of_filter_act(ctx, ddx, ddb):
     return grad_dy, grad_y, *[None] * 13
 
 
-_filter_act_backward.register_autograd(_double_backward_of_filter_act, setup_context=_save_filter_act_backward)
+_impl.register_autograd(_filter_act_backward, _double_backward_of_filter_act, setup_context=_save_filter_act_backward)
 _impl.declare("upfirdn2d_bias_act", "triton", "cuda", "reference")
 
 # -- the activation, then the filter ----------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def _backward_of_act_filter(ctx, dz):
     return dx, db if needs_bias else None, *[None] * 11
 
 
-_act_filter.register_autograd(_backward_of_act_filter, setup_context=_save_act_filter)
+_impl.register_autograd(_act_filter, _backward_of_act_filter, setup_context=_save_act_filter)
 
 
 def _save_act_filter_backward(ctx, inputs, output):
@@ -253,7 +253,7 @@ def _double_backward_of_act_filter(ctx, ddx, ddb):
     return ud._upfirdn2d(grad_t, f, *fir, impl), grad_x, grad_bias if bias is not None else None, *[None] * 13
 
 
-_act_filter_backward.register_autograd(_double_backward_of_act_filter, setup_context=_save_act_filter_backward)
+_impl.register_autograd(_act_filter_backward, _double_backward_of_act_filter, setup_context=_save_act_filter_backward)
 _impl.declare("bias_act_upfirdn2d", "triton", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------

@@ -15,23 +15,19 @@ Gradients recompute the statistics from x: only the inputs are kept. First and s
 
 import math
 
-import torch
 from torch import Tensor
 
 from gankern.ops import _impl
 from gankern.ops._gradients import weight_gradients_wanted
+from gankern.ops._layout import wide
 from gankern.ops.bias_act import ACTIVATIONS, activation_args
-
-
-def _wide(t: Tensor) -> Tensor:
-    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def _broadcast(t: Tensor, x: Tensor) -> Tensor:
     """[C], [N, C] or [N, C, *spatial] as it broadcasts to x, in at least float32."""
     if t.ndim == 1:
         t = t[None]
-    return _wide(t).reshape(*t.shape, *[1] * (x.ndim - t.ndim))
+    return wide(t).reshape(*t.shape, *[1] * (x.ndim - t.ndim))
 
 
 def _sum_to(t: Tensor, ndim: int) -> Tensor:
@@ -48,7 +44,7 @@ def _pixels(x: Tensor) -> list[int]:
 
 def _normalised(x: Tensor, eps: float, biased: bool) -> tuple[Tensor, Tensor, int]:
     """h, r (kept dims) and D."""
-    xf, pixels = _wide(x), _pixels(x)
+    xf, pixels = wide(x), _pixels(x)
     d = math.prod(x.shape[2:]) - int(not biased)
     centred = xf - xf.mean(pixels, keepdim=True)
     r = (centred.square().sum(pixels, keepdim=True) / d + eps).rsqrt()
@@ -142,7 +138,7 @@ def _backward_impl(
         return kernels.backward(dy, x, weight, bias, weight_grad, bias_grad, args)
     h, r, d = _normalised(x, eps, biased)
     u, s = _affine(h, weight, bias, weight_offset)
-    g = _slopes(u, act, alpha, gain)[0] * _wide(dy)
+    g = _slopes(u, act, alpha, gain)[0] * wide(dy)
     dx = _derivative(g * s, h, r, d).to(x.dtype)
     dw = _sum_to(g * h, weight.ndim).to(x.dtype) if weight_grad else x.new_empty(0)
     db = _sum_to(g, bias_grad).to(x.dtype) if bias_grad else x.new_empty(0)
@@ -167,7 +163,7 @@ def _backward(ctx, dy):
     return dx, dw if weight_grad else None, db if bias_grad else None, *[None] * 7
 
 
-_instance_norm.register_autograd(_backward, setup_context=_save_forward)
+_impl.register_autograd(_instance_norm, _backward, setup_context=_save_forward)
 
 
 def _save_backward(ctx, inputs, output):
@@ -185,15 +181,15 @@ def _second_formulas(ddx, ddw, ddb, dy, x, weight, bias, act, alpha, gain, eps, 
     h, r, d = _normalised(x, eps, biased)
     u, s = _affine(h, weight, bias, weight_offset)
     slope, curvature = _slopes(u, act, alpha, gain, second=True)
-    pixels, v = _pixels(x), _wide(ddx)
+    pixels, v = _pixels(x), wide(ddx)
     t = _derivative(v, h, r, d)
     q = t * s
     w = None if ddw is None else _broadcast(ddw, x)
     q = q if w is None else q + h * w
     q = q if ddb is None else q + _broadcast(ddb, x)
-    g = slope * _wide(dy)
+    g = slope * wide(dy)
     gs = g * s
-    k = None if curvature is None else curvature * q * _wide(dy)
+    k = None if curvature is None else curvature * q * wide(dy)
     through_h = k * s if k is not None else None
     if w is not None:
         through_h = g * w if through_h is None else through_h + g * w
@@ -214,7 +210,7 @@ def _double_backward(ctx, ddx, ddw, ddb):
     return *_second_formulas(ddx, ddw, ddb, dy, x, weight, bias, *ctx.args), *[None] * 9
 
 
-_instance_norm_backward.register_autograd(_double_backward, setup_context=_save_backward)
+_impl.register_autograd(_instance_norm_backward, _double_backward, setup_context=_save_backward)
 _impl.declare("instance_norm", "triton", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from gankern.ops import _impl
+from gankern.ops._layout import dense_as, is_channels_last, wide
 
 
 def _grouped(x: Tensor, group: int, num_channels: int) -> Tensor:
     """[N, C, H, W] -> [G, M, F, c, H, W] in at least float32."""
     n, c, h, w = x.shape
     shape = (group, n // group, num_channels, c // num_channels, h, w)
-    return x.to(torch.promote_types(x.dtype, torch.float32)).reshape(shape)
+    return wide(x).reshape(shape)
 
 
 def _centred(x: Tensor, group: int, num_channels: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -40,14 +41,12 @@ def _spread(s: Tensor, x: Tensor, group: int) -> Tensor:
 
 def _gathered(t: Tensor, group: int) -> Tensor:
     """The adjoint of `_spread`: [N, F, H, W] -> [M, F]."""
-    t = t.to(torch.promote_types(t.dtype, torch.float32)).sum([2, 3])
+    t = wide(t).sum([2, 3])
     return t.reshape(group, -1, t.shape[1]).sum(0)
 
 
 def _append(x: Tensor, stat: Tensor) -> Tensor:
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-        return torch.cat([x, stat], 1).contiguous(memory_format=torch.channels_last)
-    return torch.cat([x, stat], 1).contiguous()
+    return dense_as(torch.cat([x, stat], 1), is_channels_last(x))
 
 
 def minibatch_stddev_reference(x: Tensor, group: int, num_channels: int = 1, eps: float = 1e-8) -> Tensor:
@@ -97,7 +96,7 @@ def _backward(ctx, dy):
     return _minibatch_stddev_backward(dy, *ctx.saved_tensors, *ctx.args), None, None, None, None
 
 
-_minibatch_stddev.register_autograd(_backward, setup_context=_save_forward)
+_impl.register_autograd(_minibatch_stddev, _backward, setup_context=_save_forward)
 
 
 def _save_backward(ctx, inputs, output):
@@ -146,7 +145,7 @@ def _double_backward(ctx, v):
     return *gradients, None, None, None, None
 
 
-_minibatch_stddev_backward.register_autograd(_double_backward, setup_context=_save_backward)
+_impl.register_autograd(_minibatch_stddev_backward, _double_backward, setup_context=_save_backward)
 _impl.declare("minibatch_stddev", "triton", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------

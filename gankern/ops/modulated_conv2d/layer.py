@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gankern.ops._layout import wide
 from gankern.ops.bias_act import ACTIVATIONS, bias_act, bias_act_backward
 from gankern.ops.conv2d import conv2d, conv2d_backward, transposed_padding, upsample_padding
 from gankern.ops.upfirdn2d import upfirdn2d, upfirdn2d_adjoint
-
-OUTPUTS = ("plain", "styled", "both")
 
 
 @dataclass(frozen=True)
@@ -131,11 +130,6 @@ class Operands:
         return noise, noise.shape[1] if noise.shape[0] > 1 else 0
 
 
-def statistics(t: Tensor) -> Tensor:
-    """t in at least float32."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
-
-
 def sums_dtype(v: Tensor) -> torch.dtype:
     """What sums over v are held in."""
     return torch.promote_types(v.dtype, torch.float32)
@@ -156,7 +150,7 @@ def demodulated(u: Tensor, d: Tensor | None, noise: Tensor | None) -> Tensor:
 
 def _image_sum(t: Tensor, weight: Tensor | None = None) -> Tensor:
     """Σ_hw t [N, O] in at least float32, each pixel times `weight` (broadcastable to [N, 1, H, W]) where given."""
-    t = statistics(t)
+    t = wide(t)
     if weight is None:
         return t.sum([2, 3])
     weight = weight.to(t.dtype).expand(t.shape[0], 1, *t.shape[2:])[:, 0]
@@ -185,7 +179,7 @@ def _through_activation(dy, t: Tensors, y: Tensor, noise: Tensor | None, layer: 
         p = demodulated(u, t.d, noise) if ACTIVATIONS[layer.act].needs_x else None
         saved = (p, t.bias, None) if p is not None else (None, None, y)
         g, db = bias_act_backward(dy, *saved, need_b, 1, *layer.activation, layer.sub_impl)
-        return g, 1.0, _image_sum(statistics(g) * u) if need_d else None, db
+        return g, 1.0, _image_sum(wide(g) * u) if need_d else None, db
     if layer.act == "linear" and layer.clamp < 0:
         h = dy
     else:
@@ -194,7 +188,7 @@ def _through_activation(dy, t: Tensors, y: Tensor, noise: Tensor | None, layer: 
     db = (layer.gain * _image_sum(h).sum(0)).to(t.bias.dtype) if need_b else None
     if not need_d:
         return h, layer.gain, None, db
-    gp = statistics(dy) * y
+    gp = wide(dy) * y
     gp = (gp if layer.clamp < 0 else torch.where(y.abs() < layer.clamp, gp, 0.0)).sum([2, 3])
     gp = gp if t.bias is None else gp - layer.gain * t.bias * _image_sum(h)
     gp = gp if noise is None else gp - layer.gain * _image_sum(h, noise)
@@ -217,8 +211,8 @@ def gradients(dy, dys, t: Tensors, y, ys, layer: Layer, needs: list[bool]) -> li
     need_x, need_w, need_s, need_d, need_noise, need_strength, need_b, need_next = needs
     if not layer.plain:
         known = t.next_styles.where(t.next_styles != 0, 1)  # y isn't known where its style is zero
-        y = (statistics(ys) / known[:, :, None, None]).to(ys.dtype)
-    dnext = _image_sum(statistics(dys) * y).to(t.next_styles.dtype) if need_next else None
+        y = (wide(ys) / known[:, :, None, None]).to(ys.dtype)
+    dnext = _image_sum(wide(dys) * y).to(t.next_styles.dtype) if need_next else None
     if dys is not None:
         styled = scaled(dys, t.next_styles)
         dy = styled if dy is None else dy + styled
@@ -235,6 +229,6 @@ def gradients(dy, dys, t: Tensors, y, ys, layer: Layer, needs: list[bool]) -> li
     needs_conv = need_x or need_s, need_w
     dxs, dkernel = conv2d_backward(dt, xs, kernel, t.x.shape, *layer.conv_args(t.weight), needs=needs_conv)
     dx = scaled(dxs, t.styles) if need_x else None
-    ds = _image_sum(statistics(dxs) * t.x).to(t.styles.dtype) if need_s else None
+    ds = _image_sum(wide(dxs) * t.x).to(t.styles.dtype) if need_s else None
     dw = layer.kernel_adjoint(dkernel, t.weight) if need_w else None
     return [dx, dw, ds, dd, dnoise, dstrength, db, dnext]

@@ -25,16 +25,18 @@ from torch import Tensor
 
 from gankern.ops import _impl
 from gankern.ops._gradients import weight_gradients_wanted
+from gankern.ops._layout import wide
 from gankern.ops.bias_act import activation_args, check_bias
 from gankern.ops.conv2d import conv2d_resample
 from gankern.ops.modulated_conv2d import layer as formulas
-from gankern.ops.modulated_conv2d.layer import Layer, Tensors, statistics
+from gankern.ops.modulated_conv2d.layer import Layer, Tensors
 from gankern.ops.upfirdn2d import check_filter
 
 
+@_impl.uncast
 def demodulation(weight: Tensor, styles: Tensor, eps: float = 1e-8) -> Tensor:
     """d [N, O] of weight [O, I, k, k] and styles [N, I], in at least float32: rsqrt(s² · (Σ_k w²)ᵀ + eps)."""
-    w, s = statistics(weight), statistics(styles)
+    w, s = wide(weight), wide(styles)
     return (s.square() @ w.square().sum([2, 3]).t() + eps).rsqrt()
 
 
@@ -54,14 +56,13 @@ def modulated_conv2d_reference(
     eps: float = 1e-8,
 ) -> Tensor:
     """The definition, literally: a weight [O, I, k, k] of its own for every sample, in eager PyTorch; no activation."""
-    samples = []
+    samples, args = [], {"up": up, "padding": padding, "flip_weight": flip_weight}
     for i in range(x.shape[0]):
         w = weight * styles[i][None, :, None, None]
         if demodulate:
             w = w * (w.square().sum([1, 2, 3], keepdim=True) + eps).rsqrt()
-        one = x[i : i + 1]
-        samples.append(conv2d_resample(one, w, resample_filter, up=up, padding=padding, flip_weight=flip_weight))
-    y = torch.cat(samples)
+        samples.append(conv2d_resample(x[i : i + 1], w, resample_filter, **args))
+    y = torch.cat(samples) if samples else conv2d_resample(x, weight, resample_filter, **args)
     return y if noise is None else y + noise
 
 
@@ -265,14 +266,14 @@ def _backward_backward(ctx, ddx, _dw, _ds, ddd, _dnoise, _dstrength, _db, ddnext
     return ddy, ddys, *of_tensors, *of_saved, None, *[None] * len(fields(Layer))
 
 
-_modulated_conv2d.register_autograd(_backward, setup_context=_save)
-_modulated_conv2d_backward.register_autograd(_backward_backward, setup_context=_save_backward)
+_impl.register_autograd(_modulated_conv2d, _backward, setup_context=_save)
+_impl.register_autograd(_modulated_conv2d_backward, _backward_backward, setup_context=_save_backward)
 _impl.declare("modulated_conv2d", "triton", "triton_gemm", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------
 
 
-def _check(x, weight, styles, noise, strength, next_styles, up, padding, f) -> None:
+def _check(x, weight, styles, noise, strength, demodulation, next_styles, up, padding, f) -> None:
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}, expected a floating-point tensor [N, I, H, W]")
     n, i = x.shape[:2]
@@ -286,12 +287,14 @@ def _check(x, weight, styles, noise, strength, next_styles, up, padding, f) -> N
         raise ValueError("resample_filter=None, expected a filter from setup_filter where up is 2")
     if f is not None:
         check_filter(f, x, "resample_filter")
-    if next_styles is not None and next_styles.shape != (n, weight.shape[0]):
-        raise ValueError(f"next_styles has shape {tuple(next_styles.shape)}, expected [{n}, {weight.shape[0]}]")
+    of_outputs = {"demodulation": demodulation, "next_styles": next_styles}
+    for name, t in of_outputs.items():
+        if t is not None and t.shape != (n, weight.shape[0]):
+            raise ValueError(f"{name} has shape {tuple(t.shape)}, expected [{n}, {weight.shape[0]}]")
     if strength is not None and (noise is None or strength.numel() != 1):
         found = f"has shape {tuple(strength.shape)}" if noise is not None else "was given without noise"
         raise ValueError(f"noise_strength {found}, expected a single number beside noise")
-    named = {"weight": weight, "styles": styles, "noise": noise, "noise_strength": strength, "next_styles": next_styles}
+    named = {"weight": weight, "styles": styles, "noise": noise, "noise_strength": strength} | of_outputs
     for name, t in named.items():
         if t is not None and (not t.is_floating_point() or t.device != x.device):
             raise ValueError(f"{name} is {t.dtype} on {t.device}, expected a floating-point tensor on x's {x.device}")
@@ -358,14 +361,10 @@ def modulated_conv2d(
     Returns [N, O, H·up, W·up] in x's dtype. Raises ValueError for shapes, dtypes and devices that don't fit.
     Karras et al. 2020 (arXiv:1912.04958).
     """
-    _check(x, weight, styles, noise, noise_strength, next_styles, up, padding, resample_filter)
+    _check(x, weight, styles, noise, noise_strength, demodulation, next_styles, up, padding, resample_filter)
     if both and next_styles is None:
         raise ValueError("both=True, expected next_styles beside it")
     given = demodulation is not None
-    if given and demodulation.shape != (x.shape[0], weight.shape[0]):
-        raise ValueError(
-            f"demodulation has shape {tuple(demodulation.shape)}, expected [{x.shape[0]}, {weight.shape[0]}]"
-        )
     if demodulate and not given and x.dtype == torch.float16:
         weight, styles = _normalised(weight, styles, styled)
     if bias is not None:

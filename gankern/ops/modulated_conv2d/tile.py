@@ -6,7 +6,8 @@ A tile has channels along one dimension and pixels along the other; channel numb
 broadcastable to it. SPEC, one tuple of constants for all functions here: act, alpha, gain, clamp (0 to 3); whether
 there is d, noise, strength, bias, s⁺ (4 to 8); forward, whether v and v · s⁺ are written (9, 10); backward, whether
 there is a gradient of v, of v · s⁺, and v · s⁺ saved in v's place (9 to 11), and which of the four sums are wanted (12
-to 15).
+to 15). From 16 on kernels append their own: the backward pass of `kernels` whether the third sum is divided by d; that
+of `second` whether there is a cotangent of dd and one of s⁺'s gradient (16, 17).
 """
 
 import triton

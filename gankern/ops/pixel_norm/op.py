@@ -60,7 +60,7 @@ def _backward(ctx, dy):
     return _pixel_norm_backward(dy, *ctx.saved_tensors, *ctx.args), None, None, None
 
 
-_pixel_norm.register_autograd(_backward, setup_context=_save_forward)
+_impl.register_autograd(_pixel_norm, _backward, setup_context=_save_forward)
 
 
 def _save_backward(ctx, inputs, output):
@@ -100,7 +100,7 @@ def _double_backward(ctx, v):
     return *gradients, None, None, None
 
 
-_pixel_norm_backward.register_autograd(_double_backward, setup_context=_save_backward)
+_impl.register_autograd(_pixel_norm_backward, _double_backward, setup_context=_save_backward)
 _impl.declare("pixel_norm", "triton", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def _backward(
 # -- launches ---------------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache  # as many as there are networks; never dropped, since a captured graph may hold the addresses
 def _table(shapes: tuple, gains: tuple, flags: tuple, rows: int, cols: int, device: torch.device, wide: torch.dtype):
     """(blocks [programs, 3]: weight, block of o, block of i; weights [n, 6] as `_tile` reads them; gains [n])."""
     blocks, weights, begin, energy = [], [], 0, 0

@@ -127,7 +127,7 @@ def _backward(ctx, dk, de):
     return _formula(*args) if torch.is_grad_enabled() else _prepare_backward(*args, ctx.impl), *(None,) * 5
 
 
-_prepare.register_autograd(_backward, setup_context=_save)
+_impl.register_autograd(_prepare, _backward, setup_context=_save)
 _impl.declare("prepare_weights", "triton", "reference")
 
 

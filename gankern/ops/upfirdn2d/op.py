@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gankern.ops import _impl
+from gankern.ops._layout import dense_as, empty, is_channels_last
 
 _SEPARABLE_PASSES_FROM = 7  # taps: below it one pass with the outer product is faster than two passes
 
@@ -100,8 +101,7 @@ def _upsample(x: Tensor, f: Tensor, up: tuple[int, int], padding: Sequence[int])
     n, c, h, w = x.shape
     x0, x1, y0, y1 = padding
     out_h, out_w = h * up[1] + y0 + y1 - f.shape[0] + 1, w * up[0] + x0 + x1 - f.shape[1] + 1
-    cl = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    y = x.new_zeros(n, c, out_h, out_w).contiguous(memory_format=torch.channels_last if cl else torch.contiguous_format)
+    y = empty((n, c, out_h, out_w), x).zero_()
     for ry in range(min(up[1], out_h)):
         rows, top, bottom = _phase(ry, up[1], f.shape[0], y0, h, out_h)
         for rx in range(min(up[0], out_w)):
@@ -131,9 +131,7 @@ def _filter(x, f, up, down, padding) -> Tensor:
     y = _upsample(x, f, up, padding)
     if down == (1, 1):
         return y
-    cl = y.is_contiguous(memory_format=torch.channels_last) and not y.is_contiguous()
-    y = y[:, :, :: down[1], :: down[0]]
-    return y.contiguous(memory_format=torch.channels_last if cl else torch.contiguous_format)
+    return dense_as(y[:, :, :: down[1], :: down[0]], is_channels_last(y))
 
 
 # -- registration -----------------------------------------------------------------------------------------------------
@@ -168,8 +166,7 @@ def _save(ctx, inputs, output):
 
 def format_of(x: Tensor) -> torch.memory_format:
     """The memory format in which gradients of x, and of what keeps its format, are wanted."""
-    cl = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if cl else torch.contiguous_format
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
 def adjoint_padding(f: Tensor, in_size: Sequence[int], out_size: Sequence[int], up, down, padding) -> list[int]:
@@ -202,7 +199,7 @@ def _backward(ctx, dy):
     return adjoint(dy, *ctx.saved_tensors, ctx.in_size, *ctx.args), *[None] * 7
 
 
-_upfirdn2d.register_autograd(_backward, setup_context=_save)
+_impl.register_autograd(_upfirdn2d, _backward, setup_context=_save)
 _impl.declare("upfirdn2d", "triton", "cuda", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------
