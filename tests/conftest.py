@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -26,6 +27,10 @@ GOLDEN = Path(__file__).parent / "golden"
 BUILDS = binary.cache_dir()  # the user's, whatever the tests set later
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job; the runs that tests start inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from gankern.errors import InputError
 from gankern.interop.stylegan2 import discriminator_from_state_dict, generator_from_state_dict
-from gankern.models.stylegan2 import Discriminator, Generator
+from gankern.models.stylegan2 import FILTER, Discriminator, Generator
+from gankern.ops import setup_filter
 
 NAMES = {"G": "g", "D": "d", "G_ema": "g_ema"}
+MOST_RESOLUTION = 8192
+"""Noise maps that a file lacks are made: of no more than this."""
 PUBLISHED_CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512}
 """What its own code builds at these resolutions, whatever its channel multiplier."""
 
@@ -90,24 +93,37 @@ def _stages(sd: Mapping[str, Tensor], pattern: str) -> int:
     return sum(re.fullmatch(pattern, name) is not None for name in sd)
 
 
-def _taken(sd: Mapping[str, Tensor], names: Iterator[tuple[str, str]], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Under our names, in the shapes of `own`, which gives filters and noise that aren't in the file."""
-    found, known = dict(own), set()
+def _taken(
+    sd: Mapping[str, Tensor], names: Iterator[tuple[str, str]], shapes: Mapping[str, torch.Size]
+) -> dict[str, Tensor]:
+    """Under our names, in our shapes; with the filters and noise maps that aren't in the file."""
+    found = {name: setup_filter(FILTER, separable=False) for name in shapes if name.endswith("resample_filter")}
+    known, seeded = set(), torch.Generator().manual_seed(0)
     for theirs, ours in names:
         known.add(theirs)
         if theirs not in sd:
-            if theirs.endswith(".kernel") or theirs.startswith("noises."):
-                continue
-            raise InputError(f"state dict lacks {theirs}: not a StyleGAN2 network under rosinality's names")
+            if theirs.startswith("noises."):
+                found[ours] = torch.randn(shapes[ours], generator=seeded)
+            elif not theirs.endswith(".kernel"):
+                raise InputError(f"state dict lacks {theirs}: not a StyleGAN2 network under rosinality's names")
+            continue
         value = sd[theirs].float()
-        if ours in own and value.numel() == own[ours].numel():
-            value = value.reshape(own[ours].shape)
+        if ours in shapes and value.numel() == shapes[ours].numel():
+            value = value.reshape(shapes[ours])
         found[ours] = value / 4 if _upsampling(theirs) else value
     unknown = sorted(set(sd) - known)
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise InputError(f"state dict has the unknown {unknown[0]}{more}")
     return found
+
+
+def _shapes(kind: type[nn.Module], **sizes) -> dict[str, torch.Size]:
+    """The shapes of a network's entries, of which nothing is made."""
+    if not 8 <= sizes["img_resolution"] <= MOST_RESOLUTION:
+        raise InputError(f"state dict: of {sizes['img_resolution']} px, expected 8 to {MOST_RESOLUTION}")
+    with torch.device("meta"):
+        return {name: value.shape for name, value in kind(**sizes).state_dict().items()}
 
 
 def _shape(sd: Mapping[str, Tensor], name: str, dims: int) -> torch.Size:
@@ -128,10 +144,7 @@ def read_generator(sd: Mapping[str, Tensor], w_avg: Tensor | None) -> Generator:
     widths |= {8 << i: _shape(sd, f"convs.{2 * i + 1}.conv.weight", 5)[1] for i in range(stages)}
     base, most = _channels(widths)
     sizes = {"img_resolution": 4 << stages, "num_mapping_layers": layers, "channel_base": base, "channel_max": most}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # of noise maps that aren't in the file
-        own = Generator(z_dim, w_dim=w_dim, **sizes).state_dict()
-    found = _taken(sd, _generator_names(4 << stages, layers), own)
+    found = _taken(sd, _generator_names(4 << stages, layers), _shapes(Generator, z_dim=z_dim, w_dim=w_dim, **sizes))
     found["mapping.w_avg"] = torch.zeros(w_dim) if w_avg is None else w_avg.float().reshape(-1)
     network = generator_from_state_dict(found)
     if w_avg is None:
@@ -153,8 +166,8 @@ def read_discriminator(sd: Mapping[str, Tensor]) -> Discriminator:
     widths = {resolution >> i: _shape(sd, f"convs.{i + 1}.conv1.0.weight", 4)[0] for i in range(stages)}
     widths[4] = _shape(sd, "final_conv.0.weight", 4)[0]
     base, most = _channels(widths)
-    own = Discriminator(img_resolution=resolution, channel_base=base, channel_max=most).state_dict()
-    return discriminator_from_state_dict(_taken(sd, _discriminator_names(resolution), own))
+    shapes = _shapes(Discriminator, img_resolution=resolution, channel_base=base, channel_max=most)
+    return discriminator_from_state_dict(_taken(sd, _discriminator_names(resolution), shapes))
 
 
 # -- out --------------------------------------------------------------------------------------------------------------

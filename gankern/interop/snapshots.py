@@ -189,6 +189,7 @@ def _discriminator(module: Foreign) -> nn.Module:
     _refuse_others(module, modules, "b4.")
     layers = r"b\d+\.conv[01]?\."
     _expect(modules, layers, "activation", "lrelu")
+    _expect(modules, r"mapping\.fc\d+\.", "bias_gain", 0.01)
     group = _agreed(modules, r"b4\.mbstd\.", "group_size") if "b4.mbstd." in modules else 4
     if not isinstance(group, int | None):
         raise InputError(f"its minibatch stddev has group_size {group!r:.50}, expected a whole number")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gankern.errors import InputError
+from gankern.models.files import build_fitting
 from gankern.models.stylegan2 import Discriminator, Generator
 
 
@@ -49,26 +50,14 @@ def _count_layers(sd: Mapping[str, Tensor]) -> int:
     return sum(re.fullmatch(r"mapping\.fc\d+\.weight", name) is not None for name in sd)
 
 
-def _build(make: type[nn.Module], **dimensions) -> nn.Module:
+def _build(kind: type[nn.Module], sd: Mapping[str, Tensor], **dimensions) -> nn.Module:
+    """With every entry, refusing a missing, unknown or differently shaped one."""
     try:
-        return make(**dimensions)
+        return build_fitting(kind, sd, **dimensions)
+    except InputError:
+        raise
     except (ValueError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"state dict: its shapes make no {make.__name__} ({error})") from None
-
-
-def _load(network: nn.Module, sd: Mapping[str, Tensor]) -> nn.Module:
-    """Copies every entry, refusing a missing, unknown or differently shaped one."""
-    own = network.state_dict()
-    missing, unknown = sorted(own.keys() - sd.keys()), sorted(sd.keys() - own.keys())
-    if missing or unknown:
-        word, names = ("lacks", missing) if missing else ("has the unknown", unknown)
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise InputError(f"state dict {word} {names[0]}{more}")
-    for name, value in sd.items():
-        if own[name].shape != value.shape:
-            raise InputError(f"{name} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}")
-    network.load_state_dict(sd)
-    return network
+        raise InputError(f"state dict: its shapes make no {kind.__name__} ({str(error).splitlines()[0]})") from None
 
 
 def generator_from_state_dict(
@@ -90,8 +79,9 @@ def generator_from_state_dict(
         architecture = "resnet"
     elif "synthesis.b4.torgb.weight" in sd:
         architecture = "skip"
-    network = _build(
+    return _build(
         Generator,
+        sd,
         z_dim=_shape(sd, "mapping.fc0.weight", 2)[1] - (w_dim if c_dim else 0),
         c_dim=c_dim,
         w_dim=w_dim,
@@ -104,7 +94,6 @@ def generator_from_state_dict(
         compute_dtype=compute_dtype,
         conv_clamp=conv_clamp,
     )
-    return _load(network, sd)
 
 
 def discriminator_from_state_dict(
@@ -131,8 +120,9 @@ def discriminator_from_state_dict(
         architecture = "resnet"
     elif "b4.fromrgb.weight" in sd:
         architecture = "skip"
-    network = _build(
+    return _build(
         Discriminator,
+        sd,
         c_dim=c_dim,
         img_resolution=resolution,
         img_channels=_shape(sd, f"b{resolution}.fromrgb.weight", 4)[1],
@@ -146,4 +136,3 @@ def discriminator_from_state_dict(
         compute_dtype=compute_dtype,
         conv_clamp=conv_clamp,
     )
-    return _load(network, sd)

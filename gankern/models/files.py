@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import safetensors
@@ -37,7 +37,7 @@ def save_network(
     tensors = dict(network.state_dict())
     for part, other in (training or {}).items():
         header |= {"training": header.get("training", {}) | {part: other.config}}
-        tensors |= {f"{part}/{name}": value for name, value in other.state_dict().items()}
+        tensors |= {f"{part}/{name}": value.clone() for name, value in other.state_dict().items()}  # maybe shared
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with replacing(path) as temporary:  # save_file would make it unreadable for others, and hide a full disk's errno
         temporary.write_bytes(safetensors.torch.save(tensors, metadata={"gankern": json.dumps(header)}))
@@ -65,8 +65,7 @@ def load_network(
         known = " or ".join(map(repr, GENERATORS))
         raise InputError(f"--network {path}: architecture {architecture!r}, expected {known}")
     with _fitting(path, architecture):
-        network = GENERATORS[architecture](**config, compute_dtype=compute_dtype)
-        network.load_state_dict(tensors)
+        network = build_fitting(GENERATORS[architecture], tensors, **config, compute_dtype=compute_dtype)
         if architecture == "progan":
             network.place(lod, None)  # refuses one that it doesn't have
             network.lod = lod
@@ -81,10 +80,27 @@ def load_training_networks(path: str | Path) -> dict[str, nn.Module]:
     for part, config in header.get("training", {}).items():
         with _fitting(path, part):
             kind = stylegan2.Discriminator if part == "D" else stylegan2.Generator
-            found[part] = kind(**config)
             own = {name.removeprefix(f"{part}/"): t for name, t in tensors.items() if name.startswith(f"{part}/")}
-            found[part].load_state_dict(own)
+            found[part] = build_fitting(kind, own, **config)
     return found
+
+
+def build_fitting(kind: type[nn.Module], tensors: Mapping[str, Tensor], **config) -> nn.Module:
+    """A network with these weights. Raises InputError for names or shapes that aren't its own, before anything of its
+    size is made: a file's config could ask for any."""
+    with torch.device("meta"):
+        own = kind(**config).state_dict()
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unknown:
+        word, names = ("lacks", missing) if missing else ("has the unknown", unknown)
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise InputError(f"state dict {word} {names[0]}{more}")
+    for name, value in tensors.items():
+        if own[name].shape != value.shape:
+            raise InputError(f"{name} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}")
+    network = kind(**config)
+    network.load_state_dict(tensors)
+    return network
 
 
 @contextlib.contextmanager
