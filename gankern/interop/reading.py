@@ -3,6 +3,7 @@ under rosinality's or the public names, gankern's own network files and checkpoi
 
 import argparse
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ def read_networks(path: str | Path, option: str | None = None) -> Networks:
         return _read(Path(path))
     except InputError as error:
         said = str(error).removeprefix("--network ")
+        said = "".join(c if c.isprintable() else repr(c)[1:-1] for c in said)  # names in the file may hold anything
         raise InputError(f"{option} {said}" if option else said) from None
 
 
@@ -82,19 +84,20 @@ def _torch_file(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:  # a path's suffix counts
             return torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, OSError) as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error).splitlines()[0])
+    except Exception as error:  # of a damaged file it raises whatever its stack comes to
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = next((line for line in lines if "GLOBAL" in line), lines[0])
         raise InputError(f"{path}: refused by torch's weights-only loader, or damaged ({reason[:300]})") from None
 
 
 def _refuse_inflating(path: Path) -> None:
     """torch stores its files uncompressed; any other zip could hold far more than its size."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, OSError, ValueError) as error:
         raise InputError(f"{path}: a damaged zip file ({error})") from None
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:

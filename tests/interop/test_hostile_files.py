@@ -21,7 +21,7 @@ from snapshot_writer import StandIn
 
 from gankern.cli import main
 from gankern.errors import InputError
-from gankern.interop import tensors
+from gankern.interop import rosinality, tensors
 from gankern.interop.reading import read_networks
 from gankern.models.files import save_network
 from gankern.models.stylegan2 import Generator
@@ -198,6 +198,25 @@ def test_any_byte_changed(tmp_path):
         except InputError:
             refused += 1
     assert refused > 20
+
+
+@pytest.mark.parametrize("kind", ["new.pt", "older.pt", "own.safetensors"])
+def test_any_byte_of_other_files_changed(kind, tmp_path):
+    """The pickles and headers at their beginnings above all."""
+    G, path = Generator(8, w_dim=8, **SMALL), tmp_path / kind
+    save_network(tmp_path / "own.safetensors", G, nimg=0, training={"G": G})
+    if kind != "own.safetensors":
+        content = {"g_ema": rosinality.write(G), "latent_avg": G.mapping.w_avg}
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "new.pt")
+    whole, rng, said = path.read_bytes(), np.random.default_rng(0), []
+    for at in rng.integers(0, min(len(whole), 6000), 100):
+        path.write_bytes(whole[:at] + bytes([rng.integers(256)]) + whole[at + 1 :])
+        try:
+            read_networks(path)
+        except InputError as error:
+            said.append(str(error))
+    assert len(said) > 20
+    assert all(text.isprintable() for text in said)
 
 
 def test_the_command_line_exits_with_2_and_writes_nothing(tmp_path, capsys):
