@@ -15,7 +15,7 @@ from gankern.files import replacing
 from gankern.ops import use_impl
 from gankern.training.options import Config
 
-IMPLS = {"reference": "reference", "fused": "triton"}
+IMPLS = {"reference": "reference", "fused": "triton", "cudnn": "cudnn"}
 """What `--impl` names, and what it forces."""
 TOP = 14
 FIELDS = ("launches", "bytes", "flops", "seconds")

@@ -49,7 +49,9 @@ class _Launches(list):
         self.account = account
 
     def append(self, launch) -> None:
-        self.account.calls.append(Call(launch.name, moved([a for a in launch.args if isinstance(a, Tensor)])))
+        self.account.calls.append(
+            Call(launch.name, moved([a for a in launch.args if isinstance(a, Tensor)]), getattr(launch, "flops", 0))
+        )
 
 
 class _Live:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gankern import ops
 from gankern.models import stylegan2_fused as fused
+from gankern.models import stylegan2_whole as whole
 from gankern.nn import EqualizedConv2d, EqualizedLinear, Mapping, ModulatedConv2d, ToRGB
 from gankern.nn.layers import NOISE_MODES, add_filter, residual_block
 from gankern.nn.scaled import Scaled
@@ -131,7 +132,8 @@ class Synthesis(nn.Module):
         clamp: float | None,
     ):
         super().__init__()
-        self.w_dim, self.resolutions = w_dim, _resolutions(img_resolution)
+        self.w_dim, self.img_channels = w_dim, img_channels
+        self.resolutions = _resolutions(img_resolution)
         self.num_ws = 1
         for res in self.resolutions:
             block = SynthesisBlock(
@@ -392,7 +394,10 @@ class Discriminator(nn.Module):
         img = _laid_out(img, self.img_resolution)
         scaled = fused.scaled_discriminator(self) if fused.serves(self.blocks(), img) else {}
         x = None
-        for block in self.blocks():
-            x, img = block(x, img, scaled)
+        if scaled and whole.serves_discriminator(self, img):
+            x = whole.features(self.blocks(), img, scaled)
+        else:
+            for block in self.blocks():
+                x, img = block(x, img, scaled)
         cmap = self.mapping(None, c) if self.c_dim > 0 else None
         return self.b4(x, img, cmap, scaled)

@@ -7,12 +7,13 @@ layer's pass already multiplies by the styles of the layer that reads its output
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gankern import ops
+from gankern.models import stylegan2_whole as whole
 from gankern.nn import EqualizedLinear, ModulatedConv2d, ToRGB
 from gankern.nn.layers import hooked
 from gankern.nn.scaled import Scaled, scaled_layers
@@ -62,10 +63,11 @@ def _styles(ws: Tensor, readers: Sequence[tuple[EqualizedLinear, int]]) -> list[
     return found
 
 
-def _prepared(convs: Sequence[ModulatedConv2d], rgbs: Sequence[ToRGB], dtype: torch.dtype):
+def _prepared(convs: Sequence[ModulatedConv2d], rgbs: Sequence[ToRGB], dtype: torch.dtype, merged: Sequence[bool]):
     """The convolutions' weights, their energies and biases, and the to-RGB weights."""
     layers = [*convs, *rgbs]
-    how = [Weight(tuple(c.weight.shape), transposed=c.up == 2, energy=True) for c in convs]
+    transposed = [c.up == 2 and not m for c, m in zip(convs, merged, strict=True)]
+    how = [Weight(tuple(c.weight.shape), transposed=t, energy=True) for c, t in zip(convs, transposed, strict=True)]
     how += [Weight(tuple(r.weight.shape), r.weight_gain) for r in rgbs]
     how += [Weight(tuple(c.bias.shape)) for c in convs]
     parameters = [layer.weight for layer in layers] + [c.bias for c in convs]
@@ -74,11 +76,11 @@ def _prepared(convs: Sequence[ModulatedConv2d], rgbs: Sequence[ToRGB], dtype: to
     return scaled[:n], energies[:n], scaled[m:], scaled[n:m]
 
 
-def _rgb_matrices(weights: Sequence[Tensor], styles: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Every sample's own matrix [N, 3, C] of each to-RGB layer, made at once."""
+def _rgb_matrices(weights: Sequence[Tensor], styles: Sequence[Tensor]) -> Tensor:
+    """Every sample's own matrices of all to-RGB layers side by side, [N, 3, ΣC]."""
     weight = torch.cat([w.flatten(1) for w in weights], 1)
     style = torch.cat(list(styles), 1).to(weight.dtype)
-    return iter((weight * style[:, None]).split([w.shape[1] for w in weights], 2))
+    return weight * style[:, None]
 
 
 def _to_rgb(x: Tensor, matrix: Tensor) -> Tensor:
@@ -99,21 +101,37 @@ def synthesize(synthesis: nn.Module, ws: Tensor, noises: Sequence[Tensor | None]
     readers = [(conv.affine, k) for k, conv in enumerate(convs)]
     readers += [(block.torgb.affine, first[id(block)] + block.num_conv) for block in blocks if block.has_rgb]
     styles = _styles(ws, readers)
-    weights, energies, biases, rgb_weights = _prepared(convs, rgbs, dtype)
-    matrices = _rgb_matrices(rgb_weights, styles[len(convs) :])
+    one = whole.serves_synthesis(synthesis, ws, noises)
+    merged = [one and whole.merges(conv) for conv in convs]
+    weights, energies, biases, rgb_weights = _prepared(convs, rgbs, dtype, merged)
+    matrix = _rgb_matrices(rgb_weights, styles[len(convs) :])
+    demodulation = [ops.demodulate(e, s) for e, s in zip(energies, styles, strict=False)]
+    x = _modulated_constant(blocks[0].const, styles[0], dtype)
+    if one:
+        operands = (styles[1 : len(convs)], weights, demodulation, noises, biases, matrix)
+        images, img = iter(whole.images(blocks, merged, x, *operands)), None
+        for block in blocks:
+            img = _add_rgb(block, next(images), img) if block.has_rgb else img
+        return img
 
     layers = []
     for k, conv in enumerate(convs):
         layer = {"styles": styles[k], "weight": weights[k], "bias": biases[k], "noise": noises[k]}
         layer["noise_strength"] = None if noises[k] is None else conv.noise_strength
-        layer["demodulation"] = ops.demodulate(energies[k], styles[k])
+        layer["demodulation"] = demodulation[k]
         layer["next_styles"] = styles[k + 1] if k + 1 < len(convs) else None
         layers.append(layer)
-    x, img, of_block = _modulated_constant(blocks[0].const, styles[0], dtype), None, iter(layers)
+    img, of_block = None, iter(layers)
+    matrices = iter(matrix.split([w.shape[1] for w in rgb_weights], 2))
     for block in blocks:
         own = list(itertools.islice(of_block, block.num_conv))
         x, img = block.chained(x, img, own, next(matrices) if block.has_rgb else None)
     return img
+
+
+def _add_rgb(block: nn.Module, part: Tensor, img: Tensor | None) -> Tensor:
+    bias = block.torgb.bias
+    return part + (bias[:, None, None] if img is None else _upsampled(img, bias, block.resample_taps))
 
 
 def chained_block(
@@ -137,8 +155,7 @@ def chained_block(
     if matrix is None:
         return x, img
     y, x = x if isinstance(x, tuple) else (x, x)
-    part, bias = _to_rgb(y, matrix), block.torgb.bias
-    return x, part + (bias[:, None, None] if img is None else _upsampled(img, bias, block.resample_taps))
+    return x, _add_rgb(block, _to_rgb(y, matrix), img)
 
 
 def _modulated_constant(const: Tensor, styles: Tensor, dtype: torch.dtype) -> Tensor:

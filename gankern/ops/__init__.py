@@ -4,7 +4,7 @@ An operator is a folder: `op` has its equations, reference, registration and gra
 which the first call that needs them imports. `conv2d`, whose convolution is the library's, is a file.
 """
 
-from gankern.ops._gradients import no_weight_gradients
+from gankern.ops._gradients import differentiated_twice, no_weight_gradients
 from gankern.ops._impl import implementations, runs_fused, use_impl
 from gankern.ops.bias_act import bias_act, bias_act_reference, default_gain
 from gankern.ops.bias_act_pixel_norm import bias_act_pixel_norm, bias_act_pixel_norm_reference
@@ -32,6 +32,7 @@ __all__ = [
     "default_gain",
     "demodulate",
     "demodulation",
+    "differentiated_twice",
     "downsample2d",
     "downsample_padding",
     "grid_sample",

@@ -1,9 +1,10 @@
-"""Which gradients a backward pass leaves out: those of weights, where only activations' are read."""
+"""What is known of a backward pass beforehand: that weights' gradients aren't read, or that it is differentiated."""
 
 import contextlib
 from collections.abc import Iterator
 
 _skip_weight_gradients = False
+_twice = False
 
 
 @contextlib.contextmanager
@@ -26,3 +27,22 @@ def no_weight_gradients() -> Iterator[None]:
 def weight_gradients_wanted() -> bool:
     """False inside `no_weight_gradients()`."""
     return not _skip_weight_gradients
+
+
+@contextlib.contextmanager
+def differentiated_twice() -> Iterator[None]:
+    """What runs inside the block will be differentiated with create_graph=True, as for R1 and path length.
+
+    Right without it too: but an operator that holds a whole network would then run its layers once more.
+    """
+    global _twice
+    before, _twice = _twice, True
+    try:
+        yield
+    finally:
+        _twice = before
+
+
+def twice_ahead() -> bool:
+    """True inside `differentiated_twice()`."""
+    return _twice

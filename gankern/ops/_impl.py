@@ -18,7 +18,7 @@ import torch
 
 from gankern.ops import _settings
 
-IMPLS = ("reference", "triton", "triton_gemm", "cuda")
+IMPLS = ("reference", "triton", "triton_gemm", "cuda", "cudnn")
 MIN_CAPABILITY = (8, 0)
 
 _declared: dict[str, tuple[str, ...]] = {}
@@ -59,6 +59,10 @@ def obstacle(impl: str, device: torch.device) -> str | None:
         from gankern.ops import _cuda
 
         return _cuda.problem(device)
+    if impl == "cudnn":
+        from gankern.ops.cudnn import plans
+
+        return plans.problem(device)
     if _TRITON_MISSING:
         return _TRITON_MISSING
     if device.type == "cuda":
@@ -69,7 +73,9 @@ def obstacle(impl: str, device: torch.device) -> str | None:
 
 
 def _wrong_type(impl: str, x: torch.Tensor) -> str | None:
-    """csrc's kernels for GPUs leave float64, which is for checking numbers, to the reference."""
+    """What csrc's kernels for GPUs, and cuDNN's, leave to others: float64, which is for checking numbers, among it."""
+    if impl == "cudnn" and x.device.type == "cuda" and x.dtype not in (torch.bfloat16, torch.float16):
+        return f"x is {x.dtype}, and cuDNN's fused convolutions take bfloat16 and float16"
     if impl == "cuda" and x.device.type == "cuda" and x.dtype == torch.float64:
         return "x is torch.float64, and the CUDA kernels take float16, bfloat16 and float32"
     return None
@@ -90,7 +96,7 @@ def _forced_impl(impl: str | None) -> tuple[str | None, str]:
 
 def _nearest(impl: str, have: tuple[str, ...], device: torch.device) -> str:
     """What stands in, where everything is to run as `impl`, for an operator that doesn't have it: Triton's kernels."""
-    if impl in ("triton_gemm", "cuda") and "triton" in have:
+    if impl in ("triton_gemm", "cuda", "cudnn") and "triton" in have:
         return "reference" if obstacle("triton", device) and impl == "cuda" else "triton"
     return impl
 

@@ -39,22 +39,24 @@ def _laid_out(y: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(y, memory_format=torch.channels_last)
 
 
-def _library_input_grad(
+def library_input_grad(
     dy: Tensor, w: Tensor, size: Sequence[int], stride: int, padding: int, transposed: bool, groups: int = 1
 ) -> Tensor:
+    """Its input gradient [*size], likewise."""
     x = empty(size, dy)  # only its layout is read
     return _library_backward(dy, x, w, stride, padding, transposed, groups, [True, False, False])[0]
 
 
-def _library_weight_grad(
+def library_weight_grad(
     dy: Tensor, x: Tensor, size: Sequence[int], stride: int, padding: int, transposed: bool, groups: int = 1
 ) -> Tensor:
+    """Its weight gradient [*size], likewise."""
     return _library_backward(dy, x, x.new_empty(size), stride, padding, transposed, groups, [False, True, False])[1]
 
 
 _conv2d = _impl.register("conv2d", library_conv2d)
-conv2d_input_grad = _impl.register("conv2d_input_grad", _library_input_grad)
-conv2d_weight_grad = _impl.register("conv2d_weight_grad", _library_weight_grad)
+conv2d_input_grad = _impl.register("conv2d_input_grad", library_input_grad)
+conv2d_weight_grad = _impl.register("conv2d_weight_grad", library_weight_grad)
 
 
 def _save(ctx, inputs, output):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from gankern import ops
 from gankern.models.stylegan2 import Discriminator, Generator
 from gankern.training import loss
 from gankern.training.config import StyleGAN2Config
@@ -88,7 +89,8 @@ class Phases(Recorder):
         """Path-length regularisation on n/pl_shrink samples; the running mean counts as a constant."""
         config = self.config
         ws, _ = self._latents(max(n // config.pl_shrink, 1))
-        img = self.G.synthesis(ws)
+        with ops.differentiated_twice():
+            img = self.G.synthesis(ws)
         noise = torch.randn(img.shape, device=img.device) / math.sqrt(img.shape[2] * img.shape[3])
         lengths = loss.path_lengths(img, ws, noise)
         length = lengths.detach().mean()
@@ -117,7 +119,9 @@ class Phases(Recorder):
     def d_r1(self, real: Tensor, labels: Tensor) -> Tensor:
         """R1 regularisation on reals [N, C, R, R]."""
         real = real.detach().requires_grad_()
-        penalty = loss.r1_penalty(self.D(real, labels), real).mean()
+        with ops.differentiated_twice():
+            logits = self.D(real, labels)
+        penalty = loss.r1_penalty(logits, real).mean()
         self.record("r1", penalty)
         return penalty * (self.config.gamma / 2 * self.config.r1_interval)
 

@@ -19,6 +19,7 @@ def recompute_blocks(network: nn.Module, resolution: int) -> None:
     """Makes the blocks of `network` (its children with a `resolution`, from this one on) recompute."""
     for block in network.children():
         if getattr(block, "resolution", 0) >= resolution:
+            block.recomputed = True
             for name in ("forward", "chained"):  # as it runs on plain operators, and on fused ones
                 if hasattr(block, name):
                     setattr(block, name, partial(_recomputed, getattr(block, name)))
