@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ops_util import assert_close, derivatives, rand
+from ops_util import assert_close, derivatives, rand, spare
 from torch._subclasses import FakeTensorMode
 
 from gankern import ops
@@ -158,6 +158,8 @@ def test_every_registered_op_is_checked():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @FORMATS
 def test_opcheck(name, dtype, channels_last, impl):
+    """No kernel of a layer chooses by format and type together, so that each of the two on one side will do there."""
+    spare(impl, not name.startswith("modulated_conv2d") or channels_last == (dtype == torch.float64))
     op = getattr(torch.ops.gankern, name.split("-")[0]).default
     args = operands((REGISTERED | NOT_AUTOGRAD)[name], dtype, channels_last, grad=name in REGISTERED)
     args += [] if name.startswith(("conv2d", "grid_sample")) else [impl]
