@@ -17,7 +17,7 @@ MOST = 10_000_000
 
 def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
     """ "0-7,42" -> [0, ..., 7, 42]. Raises InputError for anything else; seeds lie in [0, 2^32)."""
-    wrong = f"{option} {text:.60}: expected numbers and ranges below 2^32, such as 0-7,42, at most {MOST} in all"
+    wrong = f"{option} {text:.60}: expected numbers and ranges below 2^32, such as 0-7,42, {MOST:,} of them at most"
     return _numbers(text, 2**32, wrong)
 
 
