@@ -6,9 +6,12 @@ import os
 import sys
 
 from gankern._version import __version__
-from gankern.errors import InputError, NonFiniteError, OutOfMemory, RankError
+from gankern.errors import InputError, NonFiniteError, OutOfMemory, RankError, is_shortage
 
 COMMANDS = ("train", "generate", "metrics", "convert", "bench", "data", "build", "env", "demo")
+
+PATH = os.path.expanduser
+"""The type of options that name a file or folder: a shell leaves the ~ of --out=~/x as it is."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,9 +61,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{_who()}: error: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; its own text fills a screen
+        if not is_shortage(error):  # whose own text fills a screen
             raise
-        print(f"{_who()}: error: out of GPU memory; give a smaller --batch-gpu (or --batch)", file=sys.stderr)
+        print(f"{_who()}: error: out of memory; give a smaller --batch-gpu (or --batch)", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{_who()}: interrupted", file=sys.stderr)

@@ -4,7 +4,8 @@ import argparse
 import math
 from pathlib import Path
 
-from gankern.errors import InputError
+from gankern.cli import PATH
+from gankern.errors import InputError, OutOfMemory, is_shortage
 from gankern.interop.reading import open_generator
 from gankern.models.sampling import parse_seeds
 from gankern.nn.layers import NOISE_MODES
@@ -46,7 +47,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(func=run)
     parser.add_argument(
-        "--network", required=True, metavar="FILE", help="network-*.safetensors, or any that `gankern convert` reads"
+        "--network",
+        required=True,
+        type=PATH,
+        metavar="FILE",
+        help="network-*.safetensors, or any that `gankern convert` reads",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--seeds", metavar="LIST", help="such as 0-7,42")
@@ -56,11 +61,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar=("ROWS", "COLS", "LAYERS"),
         help="a picture for each pair of seeds: the row's, with layers (such as 0-6) of the column's; and grid.png",
     )
-    what.add_argument("--ws", metavar="FILE", help=".npz with an array w [N, num_ws, w_dim] or [N, w_dim]")
-    what.add_argument("--project", metavar="IMAGE", help="find the w whose picture comes closest to IMAGE")
-    parser.add_argument("--out", required=True, metavar="DIR", help="or FILE.gif, .webp or .mp4 with --interpolate")
+    what.add_argument("--ws", type=PATH, metavar="FILE", help=".npz with an array w [N, num_ws, w_dim] or [N, w_dim]")
+    what.add_argument("--project", type=PATH, metavar="IMAGE", help="find the w whose picture comes closest to IMAGE")
+    parser.add_argument(
+        "--out", required=True, type=PATH, metavar="DIR", help="or FILE.gif, .webp or .mp4 with --interpolate"
+    )
     parser.add_argument("--trunc", type=float, metavar="PSI", help="truncation psi (default 1: none)")
-    parser.add_argument("--trunc-cutoff", type=int, metavar="N", help="truncate the first N layers only")
+    parser.add_argument("--trunc-cutoff", type=int, metavar="N", help="truncate the first N layers only, with --trunc")
     parser.add_argument("--noise-mode", choices=NOISE_MODES, help="(default const)")
     parser.add_argument("--class", dest="class_", type=int, metavar="K", help="of a conditional network")
     parser.add_argument(
@@ -75,13 +82,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     group = parser.add_argument_group("animation")
     group.add_argument("--interpolate", type=int, metavar="FRAMES", help="from each of --seeds to the next, and back")
     group.add_argument("--space", choices=("z", "w"), help="slerp in z, or a cubic spline in w (default w)")
-    group.add_argument("--fps", type=int, metavar="N", help="frames a second (default 30)")
+    group.add_argument("--fps", type=int, metavar="N", help="frames a second (default 30) of a file")
     group.add_argument("--no-loop", action="store_true", default=None, help="end at the last seed")
     group = parser.add_argument_group("projection")
     group.add_argument("--project-steps", type=int, metavar="N", help="default 1000")
     group.add_argument("--seed", type=int, metavar="S", help="of its random numbers (default 0)")
     group.add_argument(
-        "--features", metavar="FILE", help="torchvision's VGG16 weights: perceptual distance (default: of pixels)"
+        "--features",
+        type=PATH,
+        metavar="FILE",
+        help="torchvision's VGG16 weights: perceptual distance (default: of pixels)",
     )
 
 
@@ -113,6 +123,10 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"--seed {args.seed}: expected a whole number below 2^32")
     if args.trunc is not None and not math.isfinite(args.trunc):
         raise InputError(f"--trunc {args.trunc}: expected a finite number")
+    if args.trunc_cutoff is not None and args.trunc is None:
+        raise InputError(f"--trunc-cutoff {args.trunc_cutoff}: goes with --trunc, which isn't given")
+    if args.noise_mode == "random" and isinstance(args.batch, int) and args.batch > 1:
+        raise InputError(f"--batch {args.batch}: pictures with --noise-mode random are drawn one at a time")
     if mode == SEEDS and args.grid:
         raise InputError(f"--grid {args.grid}: rows and columns go with --interpolate")
     if mode == ANIMATION and args.noise_mode == "random":
@@ -121,6 +135,24 @@ def _check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
+    try:
+        return _run(args)
+    except RuntimeError as error:
+        if not is_shortage(error):
+            raise
+    raise OutOfMemory(_shortage(args))
+
+
+def _shortage(args: argparse.Namespace) -> str:
+    """One line: what doesn't fit, and what helps."""
+    if isinstance(args.batch, int) and args.batch > 1:
+        return f"--batch {args.batch}: out of memory; give a smaller one"
+    what = "--project: out of memory" if args.project is not None else "out of memory"
+    on_gpu = pick_device(args.device).type != "cpu"
+    return f"{what}, with one picture at a time" + "; give --device cpu" * on_gpu
+
+
+def _run(args: argparse.Namespace) -> int:
     seeds = parse_seeds(args.seeds) if args.seeds is not None else []
     rows, columns = (parse_seeds(text, "--style-mix") for text in (args.style_mix or ["0", "0"])[:2])
     network = open_generator(args.network, pick_device(args.device), option="--network")
@@ -132,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
         args.noise_mode or "const",
         None if args.batch in (None, "auto") else args.batch,
     )
-    out, finished = Path(args.out).expanduser(), True
+    out, finished = Path(args.out), True
     if args.style_mix:
         said = draw_mixes(gallery, rows, columns, args.style_mix[2], out)
     elif args.ws is not None:
@@ -142,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
         features = None if args.features is None else Path(args.features)
         said, finished = draw_projection(gallery, Path(args.project), out, features=features, **options)
     elif args.interpolate is not None:
-        options = {"space": args.space, "looped": not args.no_loop, "fps": args.fps or 30}
+        options = {"space": args.space, "looped": not args.no_loop, "fps": args.fps}
         said = animate(gallery, seeds, args.interpolate, out, cells=parse_cells(args.grid), **options)
     else:
         said = draw_seeds(gallery, seeds, out, args.grid is not None)

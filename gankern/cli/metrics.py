@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from gankern.cli import PATH
 from gankern.data import ImageDataset, open_dataset
 from gankern.errors import InputError
 from gankern.interop.reading import read_networks
@@ -27,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "samples beside that of pairs of reals.",
     )
     parser.set_defaults(func=run)
-    parser.add_argument("--network", required=True, metavar="FILE", help="network-*.safetensors")
+    parser.add_argument("--network", required=True, type=PATH, metavar="FILE", help="network-*.safetensors")
     parser.add_argument("--data", required=True, metavar="PATH", help="folder or zip of images")
     parser.add_argument("--metrics", default=",".join(METRICS), metavar="LIST", help="default " + ",".join(METRICS))
     parser.add_argument(

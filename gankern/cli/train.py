@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from gankern._version import __version__
+from gankern.cli import PATH
 from gankern.errors import InputError, NonFiniteError
 from gankern.training.config import ARCHITECTURES, IMPLS, MODELS, PRECISIONS, PRESETS
 from gankern.training.distributed import TIMEOUT, World
@@ -43,10 +44,13 @@ def _flag(group, name: str, text: str) -> None:
 
 
 def _what(group) -> None:
-    group.add_argument("--data", metavar="PATH", help="folder or zip of square images of one power-of-two size")
-    group.add_argument("--out", metavar="DIR", help="the run's folder (default runs/<data>-<preset>)")
+    group.add_argument(
+        "--data", type=PATH, metavar="PATH", help="folder or zip of square images of one power-of-two size"
+    )
+    group.add_argument("--out", type=PATH, metavar="DIR", help="the run's folder (default runs/<data>-<preset>)")
     group.add_argument(
         "--resume",
+        type=PATH,
         nargs="?",
         const="",
         metavar="DIR|FILE",

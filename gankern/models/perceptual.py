@@ -37,12 +37,14 @@ class Perceptual(nn.Module):
             self.taps.append(len(layers) - 1)
             self.register_buffer(f"lin{number}", torch.ones(below))
         self.features = nn.Sequential(*layers)
+        for name, numbers in (("mean", _MEAN), ("std", _STD)):  # with values on the meta device, too: no file has them
+            self.register_buffer(name, torch.tensor(numbers, device="cpu")[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = (images + 1) / 2
         if max(x.shape[2:]) > MAX_SIZE:
             x = F.interpolate(x, MAX_SIZE, mode="area")
-        x = (x - x.new_tensor(_MEAN)[:, None, None]) / x.new_tensor(_STD)[:, None, None]  # grey becomes three channels
+        x = (x - self.mean) / self.std  # grey becomes three channels
         maps = []
         for number, layer in enumerate(self.features):
             x = layer(x)

@@ -45,13 +45,14 @@ def project(
 ) -> Projection:
     """Minimises `distance` over one w, the same for all layers, and over noise maps; the network stays as it is.
 
-    `label` [1, c_dim]: whose w to begin with. `report(step, distance)` is called a hundred times. Ctrl-C ends it with
-    the w that was reached. Raises NonFiniteError where the distance isn't a number.
+    `label` [1, c_dim]: whose w to begin with. `report(step, distance)` is called after the first step, the last and up
+    to 99 between. Ctrl-C ends it with the w that was reached. Raises NonFiniteError where the distance isn't a number.
     """
     w_avg, w_std = w_statistics(network, label, seed)
     noises = {name: b.clone() for name, b in network.synthesis.named_buffers() if name.endswith("noise_const")}
     w = w_avg.clone()[None].requires_grad_()  # [1, w_dim]
     generator = torch.Generator().manual_seed(seed)
+    blur = torch.cat([torch.randn(w.shape, generator=generator) for _ in range(steps)]).to(w.device)
     optimizer = torch.optim.Adam([w, *(n.requires_grad_() for n in noises.values())], lr=LEARNING_RATE)
     done = 0
     try:
@@ -59,14 +60,14 @@ def project(
             t = (done + 0.5) / steps
             optimizer.param_groups[0]["lr"] = learning_rate(t)
             spread = W_NOISE * w_std * max(0.0, 1 - t / W_NOISE_UNTIL) ** 2
-            noisy = w + spread * torch.randn(w.shape, generator=generator).to(w.device)
+            noisy = w + spread * blur[done]
             ws = noisy[:, None].expand(-1, network.num_ws, -1)
             images = torch.func.functional_call(network.synthesis, noises, (ws,), {"noise_mode": "const"})
             far = distance(images)
             loss = far + NOISE_WEIGHT * autocorrelation(list(noises.values()))
             optimizer.zero_grad()
             loss.backward()
-            if done % max(1, steps // REPORTS) == 0 or done + 1 == steps:
+            if done % math.ceil(steps / REPORTS) == 0 or done + 1 == steps:
                 value = far.item()
                 if not math.isfinite(value):
                     raise NonFiniteError(f"--project: the distance became {value} in step {done + 1}")

@@ -8,27 +8,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gankern.errors import InputError
+from gankern.errors import InputError, is_shortage
 from gankern.models import progan
+
+MOST = 10_000_000
+"""Seeds in a list."""
 
 
 def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
     """ "0-7,42" -> [0, ..., 7, 42]. Raises InputError for anything else; seeds lie in [0, 2^32)."""
-    return _numbers(text, 2**32, f"{option} {text}: expected numbers and ranges below 2^32, such as 0-7,42")
+    wrong = f"{option} {text:.60}: expected numbers and ranges below 2^32, such as 0-7,42, {MOST:,} of them at most"
+    return _numbers(text, 2**32, wrong)
 
 
 def parse_layers(text: str, num_ws: int) -> list[int]:
     """ "0-6" -> [0, ..., 6]. Raises InputError for anything else, and for layers that a network hasn't."""
-    wrong = f"--style-mix: layers {text}, expected numbers and ranges from 0 to {num_ws - 1}, such as 0-{num_ws // 2}"
-    return _numbers(text, num_ws, wrong)
+    expected = f"expected numbers and ranges from 0 to {num_ws - 1}, such as 0-{num_ws // 2}"
+    return _numbers(text, num_ws, f"--style-mix: layers {text:.60}, {expected}")
 
 
 def _numbers(text: str, end: int, wrong: str) -> list[int]:
     numbers: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part, re.ASCII)
+        match = re.fullmatch(r"\s*(\d{1,10})(?:-(\d{1,10}))?\s*", part, re.ASCII)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not first <= last < end:
+        if not first <= last < end or len(numbers) + last - first >= MOST:
             raise InputError(wrong)
         numbers.extend(range(first, last + 1))
     return numbers
@@ -86,7 +90,7 @@ def draw(
     [z_dim] with `label` [1, c_dim].
 
     Random noise belongs to a picture: `noise_seeds` holds the seed of each, and each is drawn alone. `batch` latents
-    are drawn at a time; with `shrink`, half as many from where the GPU's memory didn't suffice.
+    are drawn at a time; with `shrink`, half as many from where the memory didn't suffice.
     """
     device = next(network.parameters()).device
     latents, noise_seeds = iter(latents), iter(noise_seeds)
@@ -98,8 +102,8 @@ def draw(
             torch.manual_seed(next(noise_seeds))
         try:
             pictures = to_uint8(_images(network, torch.stack(part).to(device), label, noise_mode)).cpu().numpy()
-        except torch.OutOfMemoryError:
-            if not shrink or len(part) == 1:
+        except RuntimeError as error:
+            if not is_shortage(error) or not shrink or len(part) == 1:
                 raise
             pictures = None
         if pictures is None:  # past the handler, whose error holds the tensors

@@ -22,17 +22,25 @@ MAX_FPS = {
     ".gif": 50,
     ".webp": 1000,
 }  # delays are whole hundredths and thousandths of a second; GIF viewers slow down 1
+MAX_SIDE = {".gif": 65535, ".webp": 16383}  # of a frame, in pixels
+DEFAULT_FPS = 30
 _MAX_RIFF = 2**32 - 10
 
 Frames = Iterator[np.ndarray]
 """uint8 [H, W, C] of one size, with 1 or 3 channels."""
 
 
-def check_animation(out: Path, fps: int) -> None:
-    """Raises InputError where `out` is or has what mustn't be replaced, or can't be written on this machine."""
+def check_animation(out: Path, fps: int | None, height: int, width: int) -> None:
+    """Raises InputError for a speed (None: the default) or frames that the format doesn't have, and where `out` is or
+    has what mustn't be replaced, or can't be written on this machine."""
     kind = _kind(out)
-    if kind in MAX_FPS and fps > MAX_FPS[kind]:
+    if fps is not None and not kind:
+        raise InputError(f"--fps {fps}: goes with FILE.gif, FILE.webp or FILE.mp4, not with a folder of PNGs")
+    if kind in MAX_FPS and (fps or DEFAULT_FPS) > MAX_FPS[kind]:
         raise InputError(f"--fps {fps}: expected at most {MAX_FPS[kind]} in a {kind} file")
+    if kind in MAX_SIDE and max(height, width) > MAX_SIDE[kind]:
+        most = f"expected at most {MAX_SIDE[kind]} px a side in a {kind} file"
+        raise InputError(f"--grid: frames of {width}x{height} px, {most}, or a folder of PNGs")
     if kind and out.is_dir():
         raise InputError(f"--out {out}: is a folder, expected a file or a folder without {kind} in its name")
     if kind == ".mp4" and shutil.which("ffmpeg") is None:

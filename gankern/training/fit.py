@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gankern.errors import OutOfMemory
+from gankern.errors import OutOfMemory, is_shortage
 from gankern.training.distributed import World
 from gankern.training.graphs import Replays
 from gankern.training.update import Lane
@@ -21,14 +21,6 @@ SHARE = 0.9
 
 GAINS_NOTHING = ("G path length",)
 """What --recompute doesn't help: the second-order pass keeps all that is recomputed."""
-
-_OUTSIDE_THE_ALLOCATOR = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
-_OUTSIDE_THE_ALLOCATOR += ("CUDA error: out of memory", "Triton Error [CUDA]: out of memory")
-
-
-def is_shortage(error: RuntimeError) -> bool:
-    """Whether an error says that the GPU's memory is used up."""
-    return isinstance(error, torch.OutOfMemoryError) or any(name in str(error) for name in _OUTSIDE_THE_ALLOCATOR)
 
 
 def describe_shortage(phase: str, lanes: int, images: int, trainer: BaseTrainer) -> str:
@@ -46,7 +38,7 @@ def describe_shortage(phase: str, lanes: int, images: int, trainer: BaseTrainer)
         own = torch.cuda.memory_allocated(trainer.device)
         memory = f"; {own / 1e9:.1f} GB in use by this run, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     at_once = f"{size} image{'s' * (size > 1)} at a time"
-    return f"phase {phase}: out of GPU memory with {at_once}{memory}; give {', or '.join(options)}"
+    return f"phase {phase}: out of memory with {at_once}{memory}; give {', or '.join(options)}"
 
 
 def hardware(device: torch.device, world: World) -> str:
@@ -73,7 +65,7 @@ def largest(trainer: BaseTrainer, real: Tensor, labels: Tensor, sizes: Sequence[
             if not world.most(bool(shortage))[0]:
                 break
         else:
-            raise OutOfMemory(shortage or "--batch-gpu auto: another rank is out of GPU memory")
+            raise OutOfMemory(shortage or "--batch-gpu auto: another rank is out of memory")
     finally:
         trainer.load_state_dict(before)
         _limit_memory(trainer.device, 1.0)

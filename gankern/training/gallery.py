@@ -20,7 +20,7 @@ from gankern.models.latents import mix_styles, read_ws, slerp_curve, spline_curv
 from gankern.models.perceptual import MIN_SIZE, Perceptual, load_perceptual
 from gankern.models.projection import Distance, project
 from gankern.models.sampling import check_options, class_labels, draw, image_bytes, parse_layers, seed_latents
-from gankern.training.animation import check_animation, save_animation
+from gankern.training.animation import DEFAULT_FPS, check_animation, save_animation
 from gankern.training.pictures import read_target, save_grid, save_png
 
 MAX_ON_CPU, MAX_ON_GPU = 16, 64
@@ -43,7 +43,7 @@ def batch_that_fits(network: nn.Module) -> int:
 class Gallery:
     """A network, the class of all its pictures, and how they are drawn. `batch` None: by memory.
 
-    Raises InputError for options that the network doesn't have.
+    Raises InputError for options that the network doesn't have, and for one that doesn't draw grey or RGB.
     """
 
     network: nn.Module
@@ -55,6 +55,8 @@ class Gallery:
 
     def __post_init__(self):
         check_options(self.network, self.truncation_psi, self.truncation_cutoff, self.noise_mode)
+        if self.network.img_channels not in (1, 3):
+            raise InputError(f"--network: draws {self.network.img_channels} channels, expected 1 or 3")
 
     @property
     def label(self) -> Tensor:
@@ -155,14 +157,15 @@ def animate(
     *,
     space: str | None = None,
     looped: bool = True,
-    fps: int = 30,
+    fps: int | None = None,
     cells: tuple[int, int] = (1, 1),
 ) -> str:
     """A way from seed to seed with `frames` pictures for each step; back to the first where `looped`, else the last
     seed's picture ends it. space "w": along a cubic spline; "z": slerps; None: w where there is one.
 
-    `cells`: rows and columns of ways that run side by side, the seeds shared out in turn.
+    `cells`: rows and columns of ways that run side by side; the first takes the first seeds, and so on. `fps` None: 30.
     """
+    _ = gallery.label  # refuses a wrong class before anything is drawn
     if space == "w":
         gallery.need_w("--space w")
     side_by_side = cells[0] * cells[1]
@@ -170,7 +173,8 @@ def animate(
     if left or keys < 2:
         each = f" in each of {side_by_side} cells, as many in each" if side_by_side > 1 else ""
         raise InputError(f"--interpolate: {len(seeds)} seeds, expected at least two{each}")
-    check_animation(out, fps)
+    side = gallery.network.img_resolution
+    check_animation(out, fps, cells[0] * side, cells[1] * side)
     in_w = gallery.has_w() and space != "z"
     z = seed_latents(seeds, gallery.network.z_dim)
     ends = (gallery.latents(z) if in_w else z).unflatten(0, (side_by_side, keys)).transpose(0, 1)
@@ -182,7 +186,7 @@ def animate(
             yield from curve(number / frames) if in_w else gallery.latents(curve(number / frames))
 
     drawn = gallery.draw(latents(), count * side_by_side)
-    save_animation(out, _tiled(drawn, *cells), count, fps, looped)
+    save_animation(out, _tiled(drawn, *cells), count, fps or DEFAULT_FPS, looped)
     return f"{count} frames in {out}"
 
 
@@ -220,8 +224,7 @@ def draw_projection(
     gallery.need_w("--project")
     network = gallery.network
     pixels = read_target(image, network.img_resolution, network.img_channels)
-    label = gallery.label if network.c_dim else None
-    device = network.mapping.w_avg.device
+    label, device = gallery.label, network.mapping.w_avg.device
     target = torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
     distance = _distance(network, target, features)
     out.mkdir(parents=True, exist_ok=True)
@@ -244,8 +247,6 @@ def _distance(network: nn.Module, target: Tensor, features: Path | None) -> Dist
         return lambda images: (images - target).square().mean()
     if network.img_resolution < MIN_SIZE:
         raise InputError(f"--features: the network draws {network.img_resolution} px, expected {MIN_SIZE} or more")
-    if network.img_channels not in (1, 3):
-        raise InputError(f"--features: the network draws {network.img_channels} channels, expected 1 or 3")
     perceptual: Perceptual = load_perceptual(features).to(target.device)
     with torch.no_grad():
         wanted = perceptual(target)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from gankern.errors import NonFiniteError, OutOfMemory
+from gankern.errors import NonFiniteError, OutOfMemory, is_shortage
 from gankern.training import fit
 from gankern.training.distributed import World
 from gankern.training.graphs import CudaGraphs, Replays
@@ -157,7 +157,7 @@ class BaseTrainer:
         try:
             update.run(lanes, lane, self.replays if warm else self._eager)
         except RuntimeError as error:
-            if not fit.is_shortage(error):
+            if not is_shortage(error):
                 raise
             shortage = fit.describe_shortage(name, lanes, len(real), self)
         else:

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from gankern.cli import COMMANDS
+from gankern.cli import COMMANDS, build_parser
 from gankern.training import loss
 from gankern.training.checkpoint import list_checkpoints, load_checkpoint
 
@@ -110,6 +110,16 @@ def test_bad_network(case, network, images, tmp_path, refused):
     refused("generate", "--network", file, "--seeds", "0", "--out", tmp_path / "out", words=words)
     refused("metrics", "--network", file, "--data", images, words=words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", ["train --out --data --resume", "generate --network --out --ws --features"])
+def test_home(options, monkeypatch):
+    """A shell leaves the ~ of --out=~/x as it is; whose home isn't known keeps it."""
+    monkeypatch.setenv("HOME", "/home/someone")
+    command, *names = options.split()
+    for path, found in (("~/x.y", "/home/someone/x.y"), ("~nobody.here/x", "~nobody.here/x")):
+        args = vars(build_parser().parse_args([command, *(f"{name}={path}" for name in names)]))
+        assert {args[name[2:]] for name in names} == {found}
 
 
 BAD_GENERATE = {

@@ -1,15 +1,19 @@
 """`gankern generate` beyond seeds: mixed styles, animations, projection, ws of a file; each against the network
 itself."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from gankern.errors import InputError
 from gankern.models import progan
 from gankern.models.files import load_network, save_network
 from gankern.models.projection import project
-from gankern.training import gallery
+from gankern.models.stylegan2 import Generator, Synthesis
+from gankern.training import animation, gallery
 from gankern.training.gallery import Gallery, batch_that_fits
 
 
@@ -242,6 +246,7 @@ def test_batch_by_memory(free, batch, network, monkeypatch):
 
 
 SEEDS = "--seeds 0-3"
+EMOJI = Path(__file__).parents[2] / "docs" / "demo.png"
 MIX = "--style-mix 0 1"
 BAD = {
     "nothing": ("", "--seeds"),
@@ -258,6 +263,7 @@ BAD = {
     "flicker": (f"{SEEDS} --interpolate 3 --noise-mode random", "--noise-mode random: would flicker"),
     "no frames": (f"{SEEDS} --interpolate 0", "--interpolate 0: expected a whole number >= 1"),
     "no speed": (f"{SEEDS} --interpolate 2 --fps 0", "--fps 0: expected a whole number >= 1"),
+    "speed of a folder": (f"{SEEDS} --interpolate 2 --fps 9", "--fps 9: goes with FILE.gif, FILE.webp or FILE.mp4"),
     "fast gif": (f"{SEEDS} --interpolate 2 --fps 100 --out a.gif", "--fps 100: expected at most 50"),
     "one key": ("--seeds 3 --interpolate 2", "1 seeds, expected at least two"),
     "uneven cells": ("--seeds 0-4 --interpolate 2 --grid 1x2", "5 seeds, expected at least two in each of 2 cells"),
@@ -265,6 +271,8 @@ BAD = {
     "no cells": (f"{SEEDS} --interpolate 2 --grid", "--grid: expected rows x columns"),
     "cells of seeds": (f"{SEEDS} --grid 2x2", "--grid 2x2: rows and columns go with --interpolate"),
     "batch": (f"{SEEDS} --batch some", "--batch"),
+    "batch of noise": (f"{SEEDS} --noise-mode random --batch 2", "--batch 2: pictures with --noise-mode random are"),
+    "cutoff alone": (f"{SEEDS} --trunc-cutoff 2", "--trunc-cutoff 2: goes with --trunc"),
     "rows": ("--style-mix 0- 1 0", "--style-mix 0-: expected numbers"),
     "columns": ("--style-mix 0 x 0", "--style-mix x: expected numbers"),
     "layers": (f"{MIX} 3-99", "--style-mix: layers 3-99, expected numbers and ranges from 0 to 5"),
@@ -275,6 +283,8 @@ BAD = {
     "seed": ("--project i.png --seed -1", "--seed -1: expected a whole number >= 0"),
     "large seed": ("--project i.png --seed 4294967296", "--seed 4294967296: expected a whole number below 2^32"),
     "class": (f"{MIX} 0 --class 0", "--class 0: the network is not conditional"),
+    "class in z": (f"{SEEDS} --interpolate 2 --space z --class 0 --out new/a.gif", "--class 0: the network is not"),
+    "class of a projection": (f"--project {EMOJI} --class 0", "--class 0: the network is not conditional"),
 }
 
 
@@ -293,6 +303,39 @@ def test_a_progan_has_no_w(given, network_progan, tmp_path, refused):
     words = ("not an option of a ProGAN, which has no w",)
     refused("generate", "--network", network_progan, "--out", tmp_path / "out", *given.split(), words=words)
     assert not (tmp_path / "out").exists()
+
+
+def test_sheets_larger_than_the_format(network, tmp_path, refused, monkeypatch):
+    monkeypatch.setitem(animation.MAX_SIDE, ".webp", 40)
+    command = ["generate", "--network", network, "--seeds", "0-5", "--interpolate", "2", "--out", tmp_path / "a.webp"]
+    refused(*command, "--grid", "1x3", words=("--grid: frames of 48x16 px, expected at most 40 px a side",))
+    refused(*command, "--grid", "3x1", words=("--grid: frames of 16x48 px",))
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_neither_grey_nor_colour(channels):
+    G = Generator(8, 0, 8, 8, img_channels=channels, channel_base=64, channel_max=8, num_mapping_layers=1)
+    with pytest.raises(InputError, match=f"--network: draws {channels} channels, expected 1 or 3"):
+        Gallery(G)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (f"{SEEDS}", "out of memory, with one picture at a time"),
+        (f"{SEEDS} --batch 4", "--batch 4: out of memory; give a smaller one"),
+        (f"--project {EMOJI} --project-steps 1", "--project: out of memory, with one picture at a time"),
+    ],
+)
+def test_out_of_memory(given, said, cli, network, tmp_path, monkeypatch):
+    """One line by what was asked, of the host's memory as well."""
+
+    def full(*args, **options):
+        torch.empty(10**15)
+
+    monkeypatch.setattr(Synthesis, "forward", full)
+    code, _, err = cli("generate", "--network", network, "--out", tmp_path / "out", *given.split(), "--device", "cpu")
+    assert (code, err) == (1, f"gankern: error: {said}\n")
 
 
 def test_bad_target_and_features(network, images, tmp_path, refused):

@@ -112,6 +112,15 @@ def test_golden_upfirdn2d(names, golden, golden_json):
             close(torch.autograd.grad(y, x, a["dy"])[0], a["dx"], 1e-6 if call in calls[2:] else 1e-12)
 
 
+@pytest.mark.parametrize("odd", ["padding=1", "flip_filter=True", "gain=4", "use_custom_op=False", "filter=1"])
+def test_options_that_mmcv_1_does_not_have(odd, names):
+    name, _, value = odd.partition("=")
+    k, given = torch.ones(2, 2), {name: int(value) if value.isdigit() else value == "True"}
+    for pad in ({}, {"pad": (1, 0)}):
+        with pytest.raises(ValueError, match=f"^{name}: not with mmcv 1's kernel= or pad="):
+            names.mmcv.upfirdn2d(rand(1, 1, 4, 4), kernel=k, **pad, **given)
+
+
 def test_arguments_of_bias_act(names):
     bias_act = names.bias_act.bias_act
     x, b = rand(2, 3, 4, grad=False), rand(3, seed=1, grad=False)
@@ -217,6 +226,7 @@ def test_conv2d(names, args):
     x, w, b = rand(2, 4, 7, 6), rand(6, 4 // args.get("groups", 1), 3, 3, seed=1), rand(6, seed=2)
     for fn in (names.conv2d_gradfix.conv2d, names.op.conv2d_gradfix.conv2d, names.mmcv.conv2d):
         same(lambda x, w, b: fn(x, w, b, **args), lambda x, w, b: F.conv2d(x, w, b, **args), x, w, b)  # noqa: B023
+        assert fn(*(t.to("meta") for t in (x, w, b)), **args).shape == F.conv2d(x, w, b, **args).shape
 
 
 @pytest.mark.parametrize("args", [*CONVS, {"stride": 2, "output_padding": 1}], ids=str)

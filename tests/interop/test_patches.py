@@ -217,6 +217,11 @@ def test_a_name_of_the_family_that_a_style_lacks(tree):
         (["op"], {"leave": "fma"}, r"leave='fma', expected names of modules"),
         (["op"], {"leave": [1]}, r"leave=\(1,\), expected names of modules"),
         (["op"], {"leave": ["fma"]}, r"leave='fma': no such module in op"),
+        (
+            ["x"],
+            {"style": "basicsr", "leave": ["fused_act.fused_act"]},
+            r"leave='fused_act\.fused_act': no such",
+        ),
     ],
 )
 def test_wrong_arguments(names, options, message):

@@ -20,22 +20,25 @@ def network():
 
 
 class Small:
-    """A GPU of so many pictures: synthesis of more is out of memory."""
+    """Memory of so many pictures, a GPU's or the host's: synthesis of more is out of it."""
 
-    def __init__(self, synthesis, room: int):
-        self.synthesis, self.room, self.tried = synthesis, room, []
+    def __init__(self, synthesis, room: int, host: bool = False):
+        self.synthesis, self.room, self.host, self.tried = synthesis, room, host, []
 
     def __call__(self, ws, noise_mode):
         self.tried.append(len(ws))
+        if len(ws) > self.room and self.host:
+            torch.empty(10**15)
         if len(ws) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return self.synthesis(ws, noise_mode)
 
 
-def test_shrinks_without_losing_pictures(network, monkeypatch):
+@pytest.mark.parametrize("host", [False, True])
+def test_shrinks_without_losing_pictures(host, network, monkeypatch):
     ws = network.mapping(seed_latents(range(11), 8))
     alone = [to_uint8(network.synthesis(w[None], "const"))[0].numpy() for w in ws]
-    small = Small(network.synthesis.forward, 2)
+    small = Small(network.synthesis.forward, 2, host)
     monkeypatch.setattr(network.synthesis, "forward", small)
     found = list(draw(network, iter(ws), 8, shrink=True))
     assert small.tried == [8, 4, 2, 2, 2, 2, 2, 1]
@@ -51,6 +54,15 @@ def test_out_of_memory_in_the_end(room, shrink, tried, network, monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         list(draw(network, network.mapping(seed_latents(range(8), 8)), 8, shrink=shrink))
     assert small.tried == tried
+
+
+def test_other_errors_end_it(network, monkeypatch):
+    def broken(ws, noise_mode):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(network.synthesis, "forward", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        next(draw(network, network.mapping(seed_latents(range(2), 8)), 2, shrink=True))
 
 
 def test_reads_only_what_it_draws(network):

@@ -3,6 +3,7 @@
 import itertools
 import math
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -159,7 +160,9 @@ BAD_WS = {
     "scalar": ({"w": np.float32(1)}, r"shape \[\]"),
     "name": ({"ws": np.zeros((1, 4, 2))}, "holds ws"),
     "integers": ({"w": np.zeros((1, 4, 2), int)}, "int64"),
+    "name of two lines": ({"a\nb": np.zeros(1)}, r"holds a\?b, expected"),
     "not finite": ({"w": np.full((1, 4, 2), np.nan)}, "finite"),
+    "beyond float32": ({"w": np.full((1, 4, 2), 1e300)}, "finite"),
     "objects": ({"w": np.array([Trap()], object)}, "can't be read"),
 }
 
@@ -174,7 +177,30 @@ def test_bad_ws(case, tmp_path):
     assert not Trap.fired
 
 
+def damage(path, **changes: int) -> None:
+    """Of an archive with one deflated file: a byte of its two headers, or of what is compressed."""
+    np.savez_compressed(path, w=np.random.RandomState(0).randn(9, 4, 2))
+    data = bytearray(path.read_bytes())
+    local, central, content = 0, data.index(b"PK\1\2"), data.index(b"w.npy") + 5
+    for at, value in changes.items():
+        if at == "content":
+            data[content + 20 : content + 60] = bytes([value]) * 40
+        else:
+            field = {"flags": 6, "method": 8}[at]
+            data[local + field] = data[central + field + 2] = value
+    path.write_bytes(data)
+
+
+def other(path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("w", b"text")
+
+
 BAD_FILES = {
+    "compressed data": (lambda p: damage(p, content=255), "can't be read as .npz .Error -3"),
+    "method": (lambda p: damage(p, method=99), "can't be read as .npz .That compression method"),
+    "encrypted": (lambda p: damage(p, flags=1), "can't be read as .npz .File 'w.npy' is encrypted"),
+    "no array": (other, "w isn't an array, expected an array w"),
     "text": (lambda p: p.write_text("w"), "can't be read"),
     "pickle": (lambda p: p.write_bytes(pickle.dumps(Trap())), "can't be read"),
     "single array": (lambda p: np.save(p.open("wb"), np.zeros((1, 4, 2))), "a single array"),

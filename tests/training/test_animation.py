@@ -91,7 +91,7 @@ def test_folder(frames, tmp_path):
     out = tmp_path / "new" / "out"
     for count in (5, 3):
         made = frames(count)
-        check_animation(out, 30)
+        check_animation(out, None, 8, 16)
         save_animation(out, iter(made), count, 30, True)
         assert [p.name for p in sorted(out.iterdir())] == [f"frame{k:05d}.png" for k in range(count)]
         for k, frame in enumerate(made):
@@ -102,7 +102,7 @@ def test_folder(frames, tmp_path):
 def test_folder_of_here(frames, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    check_animation(type(tmp_path)("."), 30)
+    check_animation(type(tmp_path)("."), None, 8, 16)
     save_animation(type(tmp_path)("."), iter(frames(2)), 2, 30, True)
     assert len(list((tmp_path / "here").iterdir())) == 2
 
@@ -193,18 +193,36 @@ def test_ffmpeg_fails(frames, tmp_path, ffmpeg):
 def test_refused_before_anything_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match=r"needs ffmpeg on PATH; without it, FILE.gif"):
-        check_animation(tmp_path / "a.mp4", 30)
+        check_animation(tmp_path / "a.mp4", 30, 8, 16)
     with pytest.raises(InputError, match="--fps 51: expected at most 50"):
-        check_animation(tmp_path / "a.GIF", 51)
+        check_animation(tmp_path / "a.GIF", 51, 8, 16)
+    with pytest.raises(InputError, match="--fps 30: goes with FILE"):
+        check_animation(tmp_path / "new", 30, 8, 16)
     (tmp_path / "b.gif").mkdir()
     with pytest.raises(InputError, match="is a folder"):
-        check_animation(tmp_path / "b.gif", 30)
+        check_animation(tmp_path / "b.gif", 30, 8, 16)
     (tmp_path / "b.gif" / "frame00000.png").touch()
     (tmp_path / "b.gif" / "diary.txt").touch()
     with pytest.raises(InputError, match="is a folder"):
-        check_animation(tmp_path / "b.gif", 30)
+        check_animation(tmp_path / "b.gif", 30, 8, 16)
     (tmp_path / "b.gif").rename(tmp_path / "b")
     with pytest.raises(InputError, match=r"holds diary.txt"):
-        check_animation(tmp_path / "b", 30)
+        check_animation(tmp_path / "b", None, 8, 16)
     with pytest.raises(InputError, match="is a file"):
-        check_animation(tmp_path / "b" / "diary.txt", 30)
+        check_animation(tmp_path / "b" / "diary.txt", None, 8, 16)
+
+
+@pytest.mark.parametrize(("name", "most"), [("a.gif", 65535), ("a.webp", 16383)])
+def test_largest_frame(name, most, tmp_path):
+    """It can be written and read; a pixel more is refused beforehand, and couldn't be."""
+    check_animation(tmp_path / name, None, 1, most)
+    frame = np.zeros((1, most, 3), np.uint8)
+    save_animation(tmp_path / name, iter([frame, frame + 255]), 2, 30, True)
+    assert read(tmp_path / name)[0][1].shape == (1, most, 3)
+    for size in ((1, most + 1), (most + 1, 1)):
+        with pytest.raises(InputError, match=f"--grid: frames of {size[1]}x{size[0]} px, expected at most {most} px a"):
+            check_animation(tmp_path / name, None, *size)
+    larger = np.zeros((1, most + 1, 3), np.uint8)
+    with pytest.raises((OverflowError, ValueError)):
+        save_animation(tmp_path / name, iter([larger, larger]), 2, 30, True)
+    check_animation(tmp_path / "folder", None, 1, most + 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from runs_util import assert_same_run, differences
 
-from gankern.errors import OutOfMemory
+from gankern.errors import OutOfMemory, is_shortage
 from gankern.training import ProGANTrainer, Trainer, fit
 from gankern.training.checkpoint import list_checkpoints
 from gankern.training.config import resolve
@@ -101,13 +101,17 @@ def test_a_run_that_goes_on_elsewhere_measures_anew(change, monkeypatch):
 
 
 SHORTAGES = ["CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in ...", "CUBLAS_STATUS_ALLOC_FAILED"]
-SHORTAGES += ["Triton Error [CUDA]: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"]
+SHORTAGES += [
+    "Triton Error [CUDA]: out of memory",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator: can't",
+]
 
 
 @pytest.mark.parametrize("text", SHORTAGES)
 def test_shortages_outside_of_torchs_allocator(text):
-    assert fit.is_shortage(RuntimeError(text))
-    assert not fit.is_shortage(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert is_shortage(RuntimeError(text))
+    assert not is_shortage(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def test_on_a_cpu_auto_is_the_whole_batch():
@@ -121,7 +125,7 @@ def test_nothing_fits(monkeypatch):
     trainer.measures = True
     short_of_memory(monkeypatch, trainer, "d_main", 1)
     before = copy.deepcopy(trainer.state_dict())
-    with pytest.raises(OutOfMemory, match="phase D: out of GPU memory with 2 images at a time; give a smaller --batch"):
+    with pytest.raises(OutOfMemory, match="phase D: out of memory with 2 images at a time; give a smaller --batch"):
         step(trainer)
     assert differences(before, trainer.state_dict()) == []
 
@@ -145,7 +149,7 @@ def test_a_step_goes_on_where_memory_failed(model, lane, monkeypatch):
     name = phase[0].upper()
     with pytest.raises(OutOfMemory) as found:
         step(trainer)
-    say = f"phase {name}: out of GPU memory with 4 images at a time; give --batch-gpu 2, or --batch-gpu auto"
+    say = f"phase {name}: out of memory with 4 images at a time; give --batch-gpu 2, or --batch-gpu auto"
     assert str(found.value) == say + (", or --recompute" if model == "stylegan2" else "")
     assert images // 4 >= lane
     state = copy.deepcopy(trainer.state_dict())
@@ -182,7 +186,7 @@ def test_a_run_is_not_lost(monkeypatch, images, tiny, cli, tmp_path, finished):
     monkeypatch.setattr(Phases, "d_main", fails)
     code, _, err = cli(*command)
     assert code == 1
-    assert err.startswith("gankern: error: phase D: out of GPU memory with 8 images at a time; give --batch-gpu 4")
+    assert err.startswith("gankern: error: phase D: out of memory with 8 images at a time; give --batch-gpu 4")
     assert err.count("\n") == 1
     assert [p.name for p in list_checkpoints(tmp_path / "run")] == ["checkpoint-00000.016"]
     assert cli(*command)[0] == 0

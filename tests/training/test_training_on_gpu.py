@@ -180,7 +180,7 @@ def test_out_of_memory_changes_nothing(little_memory):
     before = copy.deepcopy(trainer.state_dict())
     little_memory(1.0)
     real = torch.zeros(64, 3, 128, 128, dtype=torch.uint8, device="cuda")
-    with pytest.raises(OutOfMemory, match=r"phase G: out of GPU memory with 64 .* GB free; give --batch-gpu 32, or"):
+    with pytest.raises(OutOfMemory, match=r"phase G: out of memory with 64 .* GB free; give --batch-gpu 32, or"):
         trainer.step(real, torch.empty(64, 0, device="cuda"))
     assert differences(before, trainer.state_dict()) == []
     little_memory(20.0)

@@ -72,7 +72,6 @@ class _Finder:
     """A meta path finder of one package's patched modules."""
 
     package: str
-    style: str
     files: dict[str, Path]  # by full name
     theirs: dict[str, list[str]]  # the code base's own folders of those that are packages
 
@@ -195,15 +194,16 @@ def _finder_for(package: str, style_name: str, leave: frozenset[str]) -> _Finder
         provided.add("")
     files = {f"{package}.{name}" if name else package: _HERE / style.files[name] for name in sorted(provided)}
     packages = [name for name, file in files.items() if file.name == "__init__.py"]
-    return _Finder(package, style_name, files, {name: _folders(name) or [] for name in packages})
+    return _Finder(package, files, {name: _folders(name) or [] for name in packages})
 
 
 def _check_leave(leave: Iterable[str], packages: dict[str, str]) -> frozenset[str]:
     names = leave if isinstance(leave, str) else tuple(leave)
     if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
         raise InputError(f"leave={names!r}, expected names of modules, as in leave=('fma',)")
+    ours = {file.split(".")[0] for style in packages.values() for file in STYLES[style].files}
     for name in names:
-        if not any(name in STYLES[s].files or name in _modules_in(_folders(p)) for p, s in packages.items()):
+        if name not in ours and not any(name in _modules_in(_folders(package)) for package in packages):
             raise InputError(f"leave={name!r}: no such module in {', '.join(packages)}")
     return frozenset(names)
 

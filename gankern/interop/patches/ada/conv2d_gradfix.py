@@ -43,7 +43,9 @@ def _one(value: Numbers) -> int | None:
 def _ours(x: Tensor, weight: Tensor, stride: Numbers, padding: Numbers, dilation: Numbers) -> bool:
     alike = x.ndim == weight.ndim == 4 and x.dtype == weight.dtype and x.is_floating_point()
     known = _one(stride) is not None and _one(padding) is not None and _one(dilation) == 1
-    return enabled and alike and known and not torch.is_autocast_enabled(x.device.type)
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # meta has none
+    return enabled and alike and known and not autocast
 
 
 def _with_bias(y: Tensor, bias: Tensor | None) -> Tensor:

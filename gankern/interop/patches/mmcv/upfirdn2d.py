@@ -24,8 +24,12 @@ def upfirdn2d(
     pad: Sequence[int] | None = None,
 ) -> Tensor:
     """StyleGAN2-ADA's, padding [x, y] or [x0, x1, y0, y1]; with `kernel` or `pad` rosinality's, pad (before, after) of
-    both axes. `use_custom_op=False` is eager PyTorch."""
+    both axes, and none of the options that mmcv 1 doesn't have. `use_custom_op=False` is eager PyTorch."""
     if kernel is not None or pad is not None:
+        given = {"filter": kernel is not None and filter is not None, "padding": padding != 0, "gain": gain != 1}
+        given |= {"flip_filter": flip_filter, "use_custom_op": not use_custom_op}
+        if odd := [name for name, value in given.items() if value]:
+            raise ValueError(f"{', '.join(odd)}: not with mmcv 1's kernel= or pad=")
         return of_mmcv_1(input, filter if kernel is None else kernel, up, down, (0, 0) if pad is None else pad)
     return ada.upfirdn2d(input, filter, up, down, padding, flip_filter, gain, _impl(use_custom_op))
 
