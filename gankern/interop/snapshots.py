@@ -56,14 +56,16 @@ class Foreign:
         """Parameters and buffers, as the module's own state_dict() would hold them."""
         found: dict[str, Tensor] = {}
         for path, module in self.walk():
-            passing = module.state.get("_non_persistent_buffers_set") or ()
+            passing = module.state.get("_non_persistent_buffers_set", set())
+            if not isinstance(passing, set):
+                raise Refused("its _non_persistent_buffers_set is no set")
             for kind in ("_parameters", "_buffers"):
                 for name, value in _dict(module.state, kind).items():
                     if value is None or (kind == "_buffers" and name in passing):
                         continue
                     if not isinstance(value, Tensor) or not value.is_floating_point():
                         raise Refused(f"its {path}{name} is no tensor of numbers")
-                    found[f"{path}{name}"] = value.float()
+                    found[f"{path}{name}"] = value
         return found
 
 
@@ -116,14 +118,14 @@ def read_snapshot(path: Path) -> Networks:
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            content = pickles.load(mapped, KNOWN)
+            content = pickles.load(mapped, KNOWN, len(mapped))
         return _networks(content)
     except Refused as error:
         raise InputError(f"{path}: refused: {error}") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except ValueError as error:  # mmap of an empty file
-        raise InputError(f"{path}: not a snapshot ({error})") from None
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:  # mmap of an empty file is a ValueError
+        raise InputError(f"{path}: not a snapshot ({pickles.reason(error)})") from None
 
 
 def _networks(content: Any) -> Networks:

@@ -98,6 +98,9 @@ def build_fitting(kind: type[nn.Module], tensors: Mapping[str, Tensor], **config
     for name, value in tensors.items():
         if own[name].shape != value.shape:
             raise InputError(f"{name} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}")
+    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors.values()}
+    if sum(value.nbytes for value in tensors.values()) > 2 * sum(held.values()):
+        raise InputError("state dict: its tensors share their numbers, of which it holds far fewer")
     network = kind(**config)
     network.load_state_dict(tensors)
     return network
