@@ -3,8 +3,6 @@ under rosinality's or the public names, gankern's own network files and checkpoi
 
 import argparse
 import pickle
-import struct
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gankern.errors import InputError
+from gankern.files import refuse_inflating
 from gankern.interop import rosinality
 from gankern.interop.networks import Networks
 from gankern.interop.snapshots import read_snapshot
@@ -80,7 +79,7 @@ def _is_older_torch(start: bytes) -> bool:
 def _torch_file(path: Path) -> Any:
     """What torch's weights-only loader makes of a file. An argparse.Namespace in it, which training scripts save
     beside the weights, is data too."""
-    _refuse_inflating(path)
+    refuse_inflating(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:  # a path's suffix counts
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -88,20 +87,6 @@ def _torch_file(path: Path) -> Any:
         lines = str(error).splitlines() or [type(error).__name__]
         reason = next((line for line in lines if "GLOBAL" in line), lines[0])
         raise InputError(f"{path}: refused by torch's weights-only loader, or damaged ({reason[:300]})") from None
-
-
-def _refuse_inflating(path: Path) -> None:
-    """torch stores its files uncompressed; any other zip could hold far more than its size."""
-    try:
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, OSError, ValueError) as error:
-        raise InputError(f"{path}: a damaged zip file ({error})") from None
-    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise InputError(f"{path}: refused: a zip whose contents are larger than the file, which torch doesn't write")
 
 
 # -- dicts of tensors -------------------------------------------------------------------------------------------------

@@ -218,6 +218,13 @@ def unbuildable(network: nn.Module) -> str | None:
         if r <= config["img_resolution"] and has != wide:
             reasons.append(f"{has} channels at {r} px (its code builds {wide})")
             break
+    if config["img_resolution"] > 32 and config["channel_base"] % 16384:
+        reasons.append(f"channel_base {config['channel_base']} (its code has whole multiples of 16384)")
+    if config.get("z_dim", 0) != config.get("w_dim", 0):
+        reasons.append(f"z_dim {config['z_dim']} and w_dim {config['w_dim']} (its code has one number for both)")
+    group = config.get("mbstd_group_size", 4)
+    if group != 4:
+        reasons.append(f"minibatch stddev in groups of {group or 'the whole batch'} (its code's are of 4)")
     if config.get("conv_clamp") is not None:
         reasons.append(f"activations clamped at {config['conv_clamp']:g}, which it doesn't do")
     return "; ".join(reasons) or None
