@@ -4,6 +4,7 @@ Each entry is one of ours, renamed and of another shape with the same numbers; i
 follow an upsampling. Only unconditional RGB networks of the published architecture (skip, resnet) have such names.
 """
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gankern.errors import InputError
-from gankern.interop.stylegan2 import discriminator_from_state_dict, generator_from_state_dict
+from gankern.interop.stylegan2 import discriminator_from_state_dict, generator_from_state_dict, shape_of
 from gankern.models.stylegan2 import FILTER, Discriminator, Generator
 from gankern.ops import setup_filter
 
@@ -126,14 +127,16 @@ def _shapes(kind: type[nn.Module], **sizes) -> dict[str, torch.Size]:
         return {name: value.shape for name, value in kind(**sizes).state_dict().items()}
 
 
-def _shape(sd: Mapping[str, Tensor], name: str, dims: int) -> torch.Size:
-    if name not in sd or sd[name].ndim != dims:
-        raise InputError(f"state dict: {name} is missing or not of {dims} dimensions, as in rosinality's checkpoints")
-    return sd[name].shape
+_shape = functools.partial(shape_of, names="rosinality's names")
 
 
 def _channels(widths: Mapping[int, int]) -> tuple[int, int]:
     return max(c * r for r, c in widths.items()), max(widths.values())
+
+
+def lacks_noise(sd: Mapping[str, Tensor]) -> bool:
+    """Whether a generator's noise maps, or some, aren't there and are made by `read_generator`."""
+    return _stages(sd, r"noises\.noise_\d+") < _stages(sd, r".*\.noise\.weight")
 
 
 def read_generator(sd: Mapping[str, Tensor], w_avg: Tensor | None) -> Generator:

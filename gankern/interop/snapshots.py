@@ -16,14 +16,12 @@ from torch import Tensor, nn
 
 from gankern.errors import InputError
 from gankern.interop import pickles, tensors
-from gankern.interop.networks import Networks
+from gankern.interop.networks import PARTS, Networks
 from gankern.interop.pickles import Known, Refused
 from gankern.interop.stylegan2 import discriminator_from_state_dict, generator_from_state_dict
 
 MOST_DEEP, MOST_MODULES = 16, 10_000
 """Of modules within modules: a pickle may hold one within itself."""
-
-PARTS = ("G", "D", "G_ema")
 
 
 @dataclass
@@ -138,7 +136,7 @@ def _networks(content: Any) -> Networks:
         module = content.get(part)
         if isinstance(module, Foreign):
             found[part] = _discriminator(module) if part == "D" else _generator(module)
-    return Networks(**found, origin="snapshot of StyleGAN2-ADA's layout", notes=_notes(content))
+    return Networks(**found, origin="snapshot of StyleGAN2-ADA's layout", notes=_notes(content), options_told=True)
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------
@@ -149,7 +147,7 @@ def _refuse_others(module: Foreign, modules: dict[str, Foreign], needed: str) ->
     if any(m.class_name == "SynthesisInput" for m in modules.values()):
         raise InputError("a StyleGAN3 generator, which isn't supported yet")
     if needed not in modules:
-        within = ", ".join(sorted(module.children())[:6]) or "no modules"
+        within = ", ".join(name[:50] for name in sorted(module.children())[:6]) or "no modules"
         raise InputError(f"a {module.class_name!r:.50} of {within}: not a StyleGAN2 network")
 
 
@@ -205,7 +203,9 @@ def _notes(content: dict) -> list[str]:
     data = content.get("training_set_kwargs")
     if isinstance(data, dict):
         said = {k: data.get(k) for k in ("path", "resolution", "max_size", "use_labels", "xflip")}
-        notes.append("trained on " + ", ".join(f"{k} {v}" for k, v in said.items() if isinstance(v, str | int)))
+        notes.append(
+            "trained on " + ", ".join(f"{k} {str(v)[:200]}" for k, v in said.items() if isinstance(v, str | int))
+        )
     pipe = content.get("augment_pipe")
     if isinstance(pipe, Foreign):
         p = _dict(pipe.state, "_buffers").get("p")

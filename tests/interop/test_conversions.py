@@ -19,7 +19,7 @@ from gankern.interop.writing import write_networks
 from gankern.models.files import load_network, save_network
 from gankern.models.progan import Generator as ProGAN
 from gankern.models.stylegan2 import Discriminator, Generator
-from gankern.training.checkpoint import save_checkpoint
+from gankern.training.checkpoint import load_checkpoint, save_checkpoint
 
 SMALL = {"img_resolution": 16, "channel_base": 128, "channel_max": 16, "num_mapping_layers": 2}
 
@@ -41,7 +41,8 @@ def source(path, G, G_ema, D):
     torch.save(parts, path / "parts.pth")
     save_network(path / "own.safetensors", G_ema, nimg=1000, training={"G": G, "D": D})
     (path / "run").mkdir(exist_ok=True)
-    return save_checkpoint(path / "run", {"trainer": parts | {"nimg": 5000, "other": 1}}, 5000, keep=1)
+    state = {"trainer": parts | {"nimg": 5000, "other": 1}, "config": {"mbstd_group": 2}}
+    return save_checkpoint(path / "run", state, 5000, keep=1)
 
 
 def same(a, b):
@@ -69,6 +70,32 @@ def test_round_trips(kind, tmp_path):
         assert plain.keys() == network.state_dict().keys()
         again = read_networks(tmp_path / "one.pth")
         assert same(again.D if part == "D" else again.G_ema, network)
+
+
+def test_a_checkpoint_s_own_options(tmp_path):
+    """Minibatch stddev's groups, which its weights don't tell."""
+    found = read_networks(source(tmp_path, *trained()))
+    assert found.options_told
+    assert found.D.config["mbstd_group_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("D", None, "D is no state dict"),
+        ("G", {"a": torch.zeros(1)}, "state.pt|checkpoint-.*: state dict"),
+        ("G_ema", [1], "no checkpoint of a StyleGAN2 run"),
+        ("nimg", None, "a damaged checkpoint"),
+        ("nimg", "5", "a damaged checkpoint"),
+    ],
+)
+def test_damaged_checkpoints(name, value, message, tmp_path):
+    path = source(tmp_path, *trained())
+    state = load_checkpoint(path)
+    state["trainer"][name] = value
+    save_checkpoint(path.parent, state, 5000, keep=1)
+    with pytest.raises(InputError, match=message):
+        read_networks(path)
 
 
 def test_conditional_networks_and_options(tmp_path):
@@ -145,6 +172,9 @@ def test_rosinality_without_what_old_files_lack(tmp_path):
     content |= {"args": argparse.Namespace(size=16, lr=0.002), "g_optim": {"state": {}, "param_groups": []}}
     torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     found = read_networks(tmp_path / "old.pt")
+    assert "no mean latent" in found.describe()
+    assert "no noise maps" in found.describe()
+    assert read_networks(tmp_path / "n.pt").notes == []
     z = torch.randn(2, 8)
     assert torch.equal(found.G_ema(z, noise_mode="none"), G_ema(z, noise_mode="none"))
     mean = G_ema.mapping(torch.randn(100_000, 8), None)[:, 0].mean(0)

@@ -340,6 +340,11 @@ def expanded(path):
     saved(path, {"g_ema": {"conv1.conv.modulation.weight": torch.zeros(1).expand(10**6, 10**6)}})
 
 
+def metas(path):
+    with torch.device("meta"):
+        saved(path, {"G_ema": Generator(512, w_dim=512, img_resolution=64).state_dict()})
+
+
 TORCH_FILES = {
     "a call": (lambda p: saved(p, {"g_ema": Calls(os.system, COMMAND)}), "posix.system|refused by torch"),
     "a call, older format": (
@@ -354,6 +359,8 @@ TORCH_FILES = {
     "a config of 2^18 px": (lambda p: a_network_file_of(p, img_resolution=2**18), "don't fit"),
     "a config of 10^6 channels": (lambda p: a_network_file_of(p, channel_base=10**9, channel_max=10**6), "don't fit"),
     "cut short": (lambda p: (saved(p, {"a": torch.zeros(99)}), p.write_bytes(p.read_bytes()[:300])), "damaged|refused"),
+    "tensors without numbers": (metas, "no tensor of stored numbers"),
+    "a key that is no text": (lambda p: saved(p, {("a",): 1}), "it holds a tuple, which"),
     "other tensors": (lambda p: saved(p, {"a": torch.zeros(3)}), "no networks of a known form"),
     "no tensors": (lambda p: saved(p, {"g_ema": {"a": 1}}), "no tensor"),
     "a list": (lambda p: saved(p, [1]), "no state dict"),
