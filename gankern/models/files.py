@@ -57,13 +57,13 @@ def load_network(
     try:
         version, writer, architecture = int(header["format"]), str(header["gankern"]), str(header["architecture"])
         config, _, lod = dict(header["config"]), int(header["nimg"]), float(header.get("lod", 0))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"--network {path}: its gankern header can't be read ({error!r:.200})") from None
     if version > FORMAT:
         raise InputError(f"--network {path}: written by a newer gankern ({writer}); this is {__version__}")
     if architecture not in GENERATORS:
         known = " or ".join(map(repr, GENERATORS))
-        raise InputError(f"--network {path}: architecture {architecture!r}, expected {known}")
+        raise InputError(f"--network {path}: architecture {architecture!r:.50}, expected {known}")
     with _fitting(path, architecture):
         network = build_fitting(GENERATORS[architecture], tensors, **config, compute_dtype=compute_dtype)
         if architecture == "progan":
