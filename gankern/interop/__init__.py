@@ -1,5 +1,6 @@
-"""Foreign checkpoints in: StyleGAN2 from state dicts under the public names, ProGAN from the original's variables. And
-our operators into foreign code bases."""
+"""Networks from and to other projects: files of every kind in (reading.py) and out (writing.py), exports to other
+runtimes (export.py); StyleGAN2 from state dicts under the public names, ProGAN from the original's variables. And our
+operators into foreign code bases."""
 
 from gankern.interop.patches import patch_stylegan_ops, unpatch_stylegan_ops
 from gankern.interop.progan import progan_discriminator_from_tf, progan_generator_from_tf

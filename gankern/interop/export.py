@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from gankern.models import progan
 from gankern.models.sampling import check_options, seed_latents
 from gankern.ops import _impl
 
-TOLERANCE = {".pt2": 1e-5, ".onnx": 1e-3}
+TOLERANCE = {".pt2": 1e-5, ".onnx": 1e-4}
 """Of the check, relative to the images' largest value: runtimes sum in other orders."""
 
 BATCHES = (1, 3)
@@ -52,9 +53,12 @@ def export_generator(
     """
     if noise_mode == "random":
         raise InputError("--noise-mode random: an exported network has no random numbers, expected const or none")
+    if not math.isfinite(truncation_psi):
+        raise InputError(f"--trunc {truncation_psi}: expected a finite number")
     check_options(network, truncation_psi, None, noise_mode)
     if path.suffix == ".onnx":
         _need("onnx", "onnxscript", "onnxruntime")
+    path.parent.mkdir(parents=True, exist_ok=True)
     network = network.cpu().float().eval()
     images, examples = _Images(network, truncation_psi, noise_mode), _inputs(network, 2)
     names = ["z", "c"][: len(examples)]
@@ -62,7 +66,8 @@ def export_generator(
         program = _plain_program(images, examples)
         with replacing(path) as temporary:
             run = _write_onnx(program, temporary, names) if path.suffix == ".onnx" else _write_pt2(program, temporary)
-            worst = max(_difference(images, run, _inputs(network, n)) for n in (2, *BATCHES))
+            found = [_difference(images, run, _inputs(network, n)) for n in (2, *BATCHES)]
+            worst = max(found, key=lambda x: (math.isnan(x), x))
             if not worst <= TOLERANCE[path.suffix]:
                 raise InputError(f"{path}: the exported network's images differ by {worst:.1e}; nothing was written")
     return worst, names

@@ -14,7 +14,8 @@ PARTS = ("G_ema", "G", "D")
 class Networks:
     """The networks of a file: those that are trained, G and D, and the moving average that makes the images, G_ema.
 
-    `origin` says what kind of file it was, `notes` what else a person should know; `nimg`: images shown, 0: unknown.
+    `origin` says what kind of file it was, `notes` what else a person should know; `nimg`: images shown, 0: unknown;
+    `options_told`: whether the file holds what weights don't say, minibatch stddev's groups and `conv_clamp`.
     """
 
     G: nn.Module | None = None
@@ -23,6 +24,7 @@ class Networks:
     origin: str = ""
     nimg: int = 0
     notes: list[str] = field(default_factory=list)
+    options_told: bool = False
 
     def __post_init__(self):
         for network in self.parts().values():
@@ -46,4 +48,9 @@ class Networks:
             options = ", ".join(f"{key} {value}" for key, value in network.config.items())
             count = sum(p.numel() for p in network.parameters())
             lines.append(f"  {name}: {type(network).__name__}, {count:,} parameters: {options}")
-        return "\n".join(lines + [f"  {note}" for note in self.notes])
+        return "\n".join(map(printable, lines + [f"  {note}" for note in self.notes]))
+
+
+def printable(text: str) -> str:
+    """In one line, whatever a file's own words hold: nothing that a terminal obeys or can't show."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

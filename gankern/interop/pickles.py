@@ -15,6 +15,9 @@ from gankern.errors import InputError
 MOST_INSTRUCTIONS = 2_000_000
 """A StyleGAN snapshot has some ten thousand; each may take 200 bytes."""
 
+MOST_GIVEN = 4
+"""What calls may be given in all, as a multiple of the file: an argument can be given again and copied each time."""
+
 PLAIN_KEYS = (str, int, float, bytes, type(None))
 """What may be a key or a member of a set: hashing a tuple nested a million times over overruns the stack."""
 
@@ -56,12 +59,12 @@ class _Mark:
     """Where a tuple, list or dict on the stack begins."""
 
 
-def load(file: BinaryIO, known: Known) -> Any:
-    """The object that the pickle at the file's position describes, which is left after its end.
+def load(file: BinaryIO, known: Known, size: int) -> Any:
+    """The object that the pickle at the file's position describes, which is left after its end. `size`: the file's.
 
     Raises Refused (an InputError) for what it mustn't name, do or be.
     """
-    machine = _Machine(known)
+    machine = _Machine(known, MOST_GIVEN * size)
     try:
         for count, (instruction, argument, _) in enumerate(pickletools.genops(file)):
             if count > MOST_INSTRUCTIONS:
@@ -70,16 +73,15 @@ def load(file: BinaryIO, known: Known) -> Any:
         return machine.pop()
     except Refused:
         raise
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, UnicodeError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise Refused(f"it is truncated or malformed ({reason})") from None
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
+        raise Refused(f"it is truncated or malformed ({reason(error)})") from None
 
 
 class _Machine:
-    """pickle's stack and memo."""
+    """pickle's stack and memo. `most`: what its calls may be given, in all."""
 
-    def __init__(self, known: Known):
-        self.known = known
+    def __init__(self, known: Known, most: int):
+        self.known, self.left = known, most
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -205,20 +207,23 @@ class _Machine:
     def do_newobj(self, _) -> None:
         arguments, what = _a(tuple, self.pop()), self.pop()
         if not isinstance(what, Global) or what.name not in self.known.classes or arguments:
-            raise Refused(f"it tries to make an object of {_word(what)}")
+            raise Refused(f"it tries to make an object of {word(what)}")
         self.stack.append(what.stands())
 
     def _call(self, what: Any, arguments: tuple) -> None:
         if not isinstance(what, Global) or (what.name in self.known.classes and arguments):
-            raise Refused(f"it tries to call {_word(what)}")
+            raise Refused(f"it tries to call {word(what)}")
+        self.left -= sum(map(_weight, arguments))
+        if self.left < 0:
+            raise Refused(f"it gives {what.name} the same things again and again")
         self.stack.append(what.stands(*arguments))
 
     def do_build(self, _) -> None:
         state, target = self.pop(), self.stack[-1]
         if isinstance(target, Buildable):
             self.stack[-1] = target.build(state)
-        elif not isinstance(target, dict) or state:  # a dict's own attributes: none
-            raise Refused(f"it tries to change the state of {_word(target)}")
+        elif not isinstance(target, dict) or not isinstance(state, dict | None) or state:  # a dict's attributes: none
+            raise Refused(f"it tries to change the state of {word(target)}")
 
     def do_persid(self, argument: str) -> None:
         if self.known.persistent is None:
@@ -226,7 +231,7 @@ class _Machine:
         self.stack.append(self.known.persistent(argument))
 
     def do_binpersid(self, _) -> None:
-        self.do_persid(_a(tuple, self.pop()) if self.known.persistent else repr(_word(self.pop())))
+        self.do_persid(_a(tuple, self.pop()) if self.known.persistent else word(self.pop()))
 
     def do_inst(self, argument: str) -> None:
         raise Refused(f"it tries to make an object of {argument.replace(' ', '.', 1)[:200]}")
@@ -242,14 +247,14 @@ IGNORED = {"PROTO", "FRAME", "STOP"}
 
 def _a(kind: type, value: Any) -> Any:
     if not isinstance(value, kind):
-        raise ValueError(f"{_word(value)} where a {kind.__name__} was expected")
+        raise ValueError(f"{word(value)} where a {kind.__name__} was expected")
     return value
 
 
 def plain(key: Any) -> Any:
     """What may be a key, or a member of a set."""
     if not isinstance(key, PLAIN_KEYS):
-        raise Refused(f"it has {_word(key)} where a plain word or number belongs")
+        raise Refused(f"it has {word(key)} where a plain word or number belongs")
     return key
 
 
@@ -259,6 +264,20 @@ def _put(target: dict, items: list[Any]) -> dict:
     return target
 
 
-def _word(value: Any) -> str:
-    """What a message says of an object; never its contents, which may be endless."""
+def _weight(argument: Any) -> int:
+    """The bytes that a copy of it takes, roughly: an item of a list or set has a pointer or two."""
+    if isinstance(argument, str | bytes):
+        return len(argument)
+    return 16 * len(argument) if isinstance(argument, tuple | list | set | frozenset | dict) else 0
+
+
+def reason(error: Exception) -> str:
+    """An error's first line, or its kind."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def word(value: Any) -> str:
+    """What a message says of an object; never its contents, which may be endless, but a text's beginning."""
+    if isinstance(value, str):
+        return repr(value[:50])
     return value.name if isinstance(value, Global) else f"a {type(value).__name__}"

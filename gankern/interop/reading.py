@@ -2,10 +2,9 @@
 under rosinality's or the public names, gankern's own network files and checkpoints, plain state dicts."""
 
 import argparse
+import contextlib
 import pickle
-import struct
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from gankern.errors import InputError
+from gankern.files import refuse_inflating
 from gankern.interop import rosinality
-from gankern.interop.networks import Networks
+from gankern.interop.networks import PARTS, Networks, printable
+from gankern.interop.pickles import word
 from gankern.interop.snapshots import read_snapshot
 from gankern.interop.stylegan2 import discriminator_from_state_dict, generator_from_state_dict
 from gankern.models.files import load_network, load_training_networks
 
 PUBLIC = {"synthesis.b4.conv1.weight": generator_from_state_dict, "b4.out.weight": discriminator_from_state_dict}
 """A name by which a plain state dict is known."""
+MOST_SAID = 1000
+"""Of an error: the names in a file may be of any length."""
 
 
 def read_networks(path: str | Path, option: str | None = None) -> Networks:
@@ -33,8 +36,7 @@ def read_networks(path: str | Path, option: str | None = None) -> Networks:
     try:
         return _read(Path(path))
     except InputError as error:
-        said = str(error).removeprefix("--network ")
-        said = "".join(c if c.isprintable() else repr(c)[1:-1] for c in said)  # names in the file may hold anything
+        said = printable(str(error).removeprefix("--network "))[: MOST_SAID + len(str(path))]
         raise InputError(f"{option} {said}" if option else said) from None
 
 
@@ -52,21 +54,10 @@ def _read(path: Path) -> Networks:
     return _safetensors(path)
 
 
-def open_generator(
-    path: str | Path,
-    device: torch.device | str = "cpu",
-    compute_dtype: torch.dtype = torch.float32,
-    option: str | None = None,
-) -> nn.Module:
+def open_generator(path: str | Path, device: torch.device | str = "cpu", option: str | None = None) -> nn.Module:
     """The generator that makes the best images in a file of any kind, in eval mode on `device`; `option` and errors as
     of `read_networks`."""
-    network = read_networks(path, option).generator(Path(path))
-    if compute_dtype != torch.float32:
-        with torch.device(device):
-            other = type(network)(**network.config, compute_dtype=compute_dtype)
-        other.load_state_dict(network.state_dict())
-        network = other.eval().requires_grad_(False)
-    return network.to(device)
+    return read_networks(path, option).generator(Path(path)).to(device)
 
 
 # -- torch's files ----------------------------------------------------------------------------------------------------
@@ -80,7 +71,7 @@ def _is_older_torch(start: bytes) -> bool:
 def _torch_file(path: Path) -> Any:
     """What torch's weights-only loader makes of a file. An argparse.Namespace in it, which training scripts save
     beside the weights, is data too."""
-    _refuse_inflating(path)
+    refuse_inflating(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:  # a path's suffix counts
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -88,20 +79,6 @@ def _torch_file(path: Path) -> Any:
         lines = str(error).splitlines() or [type(error).__name__]
         reason = next((line for line in lines if "GLOBAL" in line), lines[0])
         raise InputError(f"{path}: refused by torch's weights-only loader, or damaged ({reason[:300]})") from None
-
-
-def _refuse_inflating(path: Path) -> None:
-    """torch stores its files uncompressed; any other zip could hold far more than its size."""
-    try:
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, OSError, ValueError) as error:
-        raise InputError(f"{path}: a damaged zip file ({error})") from None
-    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise InputError(f"{path}: refused: a zip whose contents are larger than the file, which torch doesn't write")
 
 
 # -- dicts of tensors -------------------------------------------------------------------------------------------------
@@ -113,8 +90,9 @@ def _tensors(path: Path, content: Any, what: str) -> dict[str, Tensor]:
         raise InputError(f"{path}: {what} is no state dict")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
-            raise InputError(f"{path}: {what} holds {name!r:.50}, which is no tensor")
-        if not value.is_floating_point() or value.numel() * value.itemsize > value.untyped_storage().nbytes():
+            raise InputError(f"{path}: {what} holds {word(name)}, which is no tensor")
+        there = value.untyped_storage().nbytes() if value.device.type == "cpu" else -1  # meta: a size alone
+        if not value.is_floating_point() or value.nbytes > there:
             raise InputError(f"{path}: {what}: {name} is no tensor of stored numbers")
     return dict(content)
 
@@ -122,23 +100,44 @@ def _tensors(path: Path, content: Any, what: str) -> dict[str, Tensor]:
 def _named(path: Path, content: Any) -> Networks:
     """By the names that the content has."""
     content = content if isinstance(content, Mapping) else {}
-    try:
+    with _naming(path):
         for names, read, origin in _forms(path, content):
             found = {part: read(part, content[key]) for part, key in names.items() if key in content}
             if found:
-                return Networks(**found, origin=origin)
+                return Networks(
+                    **found, origin=origin, notes=_made_up(content, [content[names[part]] for part in found])
+                )
         sd = _tensors(path, content, "it")
         if rosinality.is_rosinality(sd):
             part = "D" if "final_conv.0.weight" in sd else "G_ema"
-            return Networks(**{part: _rosinality(path, None)(part, sd)}, origin="state dict, rosinality's names")
+            found, notes = {part: _rosinality(path, None)(part, sd)}, _made_up({}, [sd])
+            return Networks(**found, origin="state dict, rosinality's names", notes=notes)
         for name, build in PUBLIC.items():
             if name in sd:
                 part = "D" if build is discriminator_from_state_dict else "G_ema"
                 return Networks(**{part: build(sd)}, origin="state dict, public names")
+    keys = ", ".join(key[:50] if isinstance(key, str) else word(key) for key in list(content)[:5])
+    raise InputError(f"{path}: no networks of a known form (keys {keys or 'none'})")
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors within name the file."""
+    try:
+        yield
     except InputError as error:
         prefix = "" if str(error).startswith(str(path)) else f"{path}: "
         raise InputError(f"{prefix}{error}") from None
-    raise InputError(f"{path}: no networks of a known form (keys {', '.join(map(str, list(content)[:5])) or 'none'})")
+
+
+def _made_up(content: Mapping, parts: Iterable[Mapping]) -> list[str]:
+    """What is made where a file of rosinality's lacks it."""
+    generators, notes = [sd for sd in parts if "conv1.conv.weight" in sd], []
+    if generators and "latent_avg" not in content:
+        notes.append("the file has no mean latent: that of 10,000 seeded ones was taken")
+    if any(map(rosinality.lacks_noise, generators)):
+        notes.append("the file has no noise maps: they were drawn from a fixed seed")
+    return notes
 
 
 def _forms(path: Path, content: Mapping):
@@ -158,10 +157,14 @@ def _rosinality(path: Path, w_avg: Any) -> Callable[[str, Any], nn.Module]:
     return read
 
 
-def _public(path: Path) -> Callable[[str, Any], nn.Module]:
+def _public(path: Path, group: int = 4) -> Callable[[str, Any], nn.Module]:
+    """`group`: minibatch stddev's."""
+
     def read(part: str, content: Any) -> nn.Module:
         sd = _tensors(path, content, part)
-        return discriminator_from_state_dict(sd) if part == "D" else generator_from_state_dict(sd)
+        if part == "D":
+            return discriminator_from_state_dict(sd, mbstd_group_size=group)
+        return generator_from_state_dict(sd)
 
     return read
 
@@ -182,7 +185,8 @@ def _safetensors(path: Path) -> Networks:
     if not _is_ours(path):
         return _named(path, safetensors.torch.load_file(path))
     network, header = load_network(path)
-    return Networks(G_ema=network, **load_training_networks(path), origin="gankern's network", nimg=header["nimg"])
+    parts = {"G_ema": network} | load_training_networks(path)
+    return Networks(**parts, origin="gankern's network", nimg=int(header["nimg"]), options_told=True)
 
 
 def _checkpoint(path: Path) -> Networks:
@@ -190,9 +194,20 @@ def _checkpoint(path: Path) -> Networks:
     if not (path / "meta.json").is_file() or not (path / "state.pt").is_file():
         raise InputError(f"{path}: a folder, but no checkpoint (meta.json and state.pt)")
     state = _torch_file(path / "state.pt")
-    trainer = state.get("trainer") if isinstance(state, Mapping) else None
-    if not isinstance(trainer, Mapping) or "synthesis.b4.conv1.weight" not in trainer.get("G_ema", {}):
+    trainer, config = (_within(state, name) for name in ("trainer", "config"))
+    parts = {part: _within(trainer, part) for part in PARTS}
+    if "synthesis.b4.conv1.weight" not in parts["G_ema"]:
         raise InputError(f"{path}: no checkpoint of a StyleGAN2 run; a ProGAN's network-*.safetensors can be converted")
-    read = _public(path)
-    parts = {part: read(part, trainer[part]) for part in rosinality.NAMES}
-    return Networks(**parts, origin="gankern's checkpoint", nimg=int(trainer["nimg"]))
+    nimg, group = trainer.get("nimg"), config.get("mbstd_group", 4)
+    if type(nimg) is not int or type(group) is not int:
+        raise InputError(f"{path}: a damaged checkpoint (nimg {word(nimg)}, mbstd_group {word(group)})")
+    read = _public(path, group)
+    with _naming(path):
+        found = {part: read(part, content) for part, content in parts.items()}
+    return Networks(**found, origin="gankern's checkpoint", nimg=nimg, options_told="mbstd_group" in config)
+
+
+def _within(content: Any, name: str) -> Mapping:
+    """What a dict holds under a name, where both are dicts."""
+    found = content.get(name) if isinstance(content, Mapping) else None
+    return found if isinstance(found, Mapping) else {}

@@ -4,6 +4,7 @@ Each entry is one of ours, renamed and of another shape with the same numbers; i
 follow an upsampling. Only unconditional RGB networks of the published architecture (skip, resnet) have such names.
 """
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gankern.errors import InputError
-from gankern.interop.stylegan2 import discriminator_from_state_dict, generator_from_state_dict
+from gankern.interop.stylegan2 import discriminator_from_state_dict, generator_from_state_dict, shape_of
 from gankern.models.stylegan2 import FILTER, Discriminator, Generator
 from gankern.ops import setup_filter
 
@@ -126,14 +127,16 @@ def _shapes(kind: type[nn.Module], **sizes) -> dict[str, torch.Size]:
         return {name: value.shape for name, value in kind(**sizes).state_dict().items()}
 
 
-def _shape(sd: Mapping[str, Tensor], name: str, dims: int) -> torch.Size:
-    if name not in sd or sd[name].ndim != dims:
-        raise InputError(f"state dict: {name} is missing or not of {dims} dimensions, as in rosinality's checkpoints")
-    return sd[name].shape
+_shape = functools.partial(shape_of, names="rosinality's names")
 
 
 def _channels(widths: Mapping[int, int]) -> tuple[int, int]:
     return max(c * r for r, c in widths.items()), max(widths.values())
+
+
+def lacks_noise(sd: Mapping[str, Tensor]) -> bool:
+    """Whether a generator's noise maps, or some, aren't there and are made by `read_generator`."""
+    return _stages(sd, r"noises\.noise_\d+") < _stages(sd, r".*\.noise\.weight")
 
 
 def read_generator(sd: Mapping[str, Tensor], w_avg: Tensor | None) -> Generator:
@@ -218,6 +221,13 @@ def unbuildable(network: nn.Module) -> str | None:
         if r <= config["img_resolution"] and has != wide:
             reasons.append(f"{has} channels at {r} px (its code builds {wide})")
             break
+    if config["img_resolution"] > 32 and config["channel_base"] % 16384:
+        reasons.append(f"channel_base {config['channel_base']} (its code has whole multiples of 16384)")
+    if config.get("z_dim", 0) != config.get("w_dim", 0):
+        reasons.append(f"z_dim {config['z_dim']} and w_dim {config['w_dim']} (its code has one number for both)")
+    group = config.get("mbstd_group_size", 4)
+    if group != 4:
+        reasons.append(f"minibatch stddev in groups of {group or 'the whole batch'} (its code's are of 4)")
     if config.get("conv_clamp") is not None:
         reasons.append(f"activations clamped at {config['conv_clamp']:g}, which it doesn't do")
     return "; ".join(reasons) or None

@@ -16,14 +16,12 @@ from torch import Tensor, nn
 
 from gankern.errors import InputError
 from gankern.interop import pickles, tensors
-from gankern.interop.networks import Networks
+from gankern.interop.networks import PARTS, Networks
 from gankern.interop.pickles import Known, Refused
 from gankern.interop.stylegan2 import discriminator_from_state_dict, generator_from_state_dict
 
 MOST_DEEP, MOST_MODULES = 16, 10_000
 """Of modules within modules: a pickle may hold one within itself."""
-
-PARTS = ("G", "D", "G_ema")
 
 
 @dataclass
@@ -56,14 +54,16 @@ class Foreign:
         """Parameters and buffers, as the module's own state_dict() would hold them."""
         found: dict[str, Tensor] = {}
         for path, module in self.walk():
-            passing = module.state.get("_non_persistent_buffers_set") or ()
+            passing = module.state.get("_non_persistent_buffers_set", set())
+            if not isinstance(passing, set):
+                raise Refused("its _non_persistent_buffers_set is no set")
             for kind in ("_parameters", "_buffers"):
                 for name, value in _dict(module.state, kind).items():
                     if value is None or (kind == "_buffers" and name in passing):
                         continue
                     if not isinstance(value, Tensor) or not value.is_floating_point():
                         raise Refused(f"its {path}{name} is no tensor of numbers")
-                    found[f"{path}{name}"] = value.float()
+                    found[f"{path}{name}"] = value
         return found
 
 
@@ -116,14 +116,14 @@ def read_snapshot(path: Path) -> Networks:
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            content = pickles.load(mapped, KNOWN)
+            content = pickles.load(mapped, KNOWN, len(mapped))
         return _networks(content)
     except Refused as error:
         raise InputError(f"{path}: refused: {error}") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except ValueError as error:  # mmap of an empty file
-        raise InputError(f"{path}: not a snapshot ({error})") from None
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:  # mmap of an empty file is a ValueError
+        raise InputError(f"{path}: not a snapshot ({pickles.reason(error)})") from None
 
 
 def _networks(content: Any) -> Networks:
@@ -136,7 +136,7 @@ def _networks(content: Any) -> Networks:
         module = content.get(part)
         if isinstance(module, Foreign):
             found[part] = _discriminator(module) if part == "D" else _generator(module)
-    return Networks(**found, origin="snapshot of StyleGAN2-ADA's layout", notes=_notes(content))
+    return Networks(**found, origin="snapshot of StyleGAN2-ADA's layout", notes=_notes(content), options_told=True)
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def _refuse_others(module: Foreign, modules: dict[str, Foreign], needed: str) ->
     if any(m.class_name == "SynthesisInput" for m in modules.values()):
         raise InputError("a StyleGAN3 generator, which isn't supported yet")
     if needed not in modules:
-        within = ", ".join(sorted(module.children())[:6]) or "no modules"
+        within = ", ".join(name[:50] for name in sorted(module.children())[:6]) or "no modules"
         raise InputError(f"a {module.class_name!r:.50} of {within}: not a StyleGAN2 network")
 
 
@@ -203,7 +203,9 @@ def _notes(content: dict) -> list[str]:
     data = content.get("training_set_kwargs")
     if isinstance(data, dict):
         said = {k: data.get(k) for k in ("path", "resolution", "max_size", "use_labels", "xflip")}
-        notes.append("trained on " + ", ".join(f"{k} {v}" for k, v in said.items() if isinstance(v, str | int)))
+        notes.append(
+            "trained on " + ", ".join(f"{k} {str(v)[:200]}" for k, v in said.items() if isinstance(v, str | int))
+        )
     pipe = content.get("augment_pipe")
     if isinstance(pipe, Foreign):
         p = _dict(pipe.state, "_buffers").get("p")

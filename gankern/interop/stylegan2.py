@@ -12,9 +12,10 @@ from gankern.models.files import build_fitting
 from gankern.models.stylegan2 import Discriminator, Generator
 
 
-def _shape(sd: Mapping[str, Tensor], name: str, dims: int) -> torch.Size:
+def shape_of(sd: Mapping[str, Tensor], name: str, dims: int, names: str = "the public names") -> torch.Size:
+    """An entry's shape; raises InputError where it isn't there, or of another number of dimensions."""
     if name not in sd:
-        raise InputError(f"state dict lacks {name}: not a StyleGAN2 network under the public names")
+        raise InputError(f"state dict lacks {name}: not a StyleGAN2 network under {names}")
     if sd[name].ndim != dims:
         raise InputError(f"{name} has shape {tuple(sd[name].shape)}, expected {dims} dimensions")
     return sd[name].shape
@@ -26,7 +27,7 @@ def _channels(sd: Mapping[str, Tensor], pattern: str, axis: int) -> dict[int, in
     for name in sd:
         match = re.fullmatch(pattern, name)
         if match:
-            found[int(match[1])] = _shape(sd, name, 4)[axis]
+            found[int(match[1])] = shape_of(sd, name, 4)[axis]
     if not found:
         raise InputError(
             f"state dict has no weight named like {pattern}: not a StyleGAN2 network under the public names"
@@ -72,8 +73,8 @@ def generator_from_state_dict(
     resolution = max(channels)
     base, top = _base_and_max(channels)
     last = f"synthesis.b{resolution}.torgb.weight"
-    (w_dim,) = _shape(sd, "mapping.w_avg", 1)
-    c_dim = _shape(sd, "mapping.embed.weight", 2)[1] if "mapping.embed.weight" in sd else 0
+    (w_dim,) = shape_of(sd, "mapping.w_avg", 1)
+    c_dim = shape_of(sd, "mapping.embed.weight", 2)[1] if "mapping.embed.weight" in sd else 0
     architecture = "orig"
     if "synthesis.b8.skip.weight" in sd:
         architecture = "resnet"
@@ -82,11 +83,11 @@ def generator_from_state_dict(
     return _build(
         Generator,
         sd,
-        z_dim=_shape(sd, "mapping.fc0.weight", 2)[1] - (w_dim if c_dim else 0),
+        z_dim=shape_of(sd, "mapping.fc0.weight", 2)[1] - (w_dim if c_dim else 0),
         c_dim=c_dim,
         w_dim=w_dim,
         img_resolution=resolution,
-        img_channels=_shape(sd, last, 4)[0],
+        img_channels=shape_of(sd, last, 4)[0],
         num_mapping_layers=_count_layers(sd),
         channel_base=base,
         channel_max=top,
@@ -110,11 +111,11 @@ def discriminator_from_state_dict(
     """
     channels = _channels(sd, r"b(\d+)\.conv0\.weight", 0)
     resolution = max(channels)
-    channels[4], last_in, _, _ = _shape(sd, "b4.conv.weight", 4)
+    channels[4], last_in, _, _ = shape_of(sd, "b4.conv.weight", 4)
     if last_in < channels[4]:
         raise InputError(f"b4.conv.weight has shape {tuple(sd['b4.conv.weight'].shape)}, fewer channels in than out")
     base, top = _base_and_max(channels)
-    c_dim = _shape(sd, "mapping.embed.weight", 2)[1] if "mapping.embed.weight" in sd else 0
+    c_dim = shape_of(sd, "mapping.embed.weight", 2)[1] if "mapping.embed.weight" in sd else 0
     architecture = "orig"
     if f"b{resolution}.skip.weight" in sd:
         architecture = "resnet"
@@ -125,12 +126,12 @@ def discriminator_from_state_dict(
         sd,
         c_dim=c_dim,
         img_resolution=resolution,
-        img_channels=_shape(sd, f"b{resolution}.fromrgb.weight", 4)[1],
+        img_channels=shape_of(sd, f"b{resolution}.fromrgb.weight", 4)[1],
         num_mapping_layers=_count_layers(sd) if c_dim else 8,
         channel_base=base,
         channel_max=top,
         architecture=architecture,
-        cmap_dim=_shape(sd, "b4.out.weight", 2)[0] if c_dim else None,
+        cmap_dim=shape_of(sd, "b4.out.weight", 2)[0] if c_dim else None,
         mbstd_group_size=mbstd_group_size,
         mbstd_num_channels=last_in - channels[4],
         compute_dtype=compute_dtype,

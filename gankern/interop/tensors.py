@@ -26,21 +26,28 @@ STORAGES = {f"torch.{name}Storage": dtype for name, dtype in (STORAGES | {"Bool"
 
 
 def _persistent(identity: tuple) -> tuple[str, int]:
+    """A storage's key, and its size in bytes."""
     kind, dtype, key, _, count, view = identity
-    if kind != "storage" or view is not None or not isinstance(dtype, torch.dtype) or not _is_count(count):
+    formed = isinstance(kind, str) and isinstance(dtype, torch.dtype) and isinstance(key, str) and _is_count(count)
+    if not formed or kind != "storage" or view is not None:
         raise Refused("it holds a storage of an unknown form")
-    return str(key), count * dtype.itemsize
+    return key, count * dtype.itemsize
 
 
 def check_storage(data: bytes) -> None:
     """Raises Refused unless `data` is one whole storage in torch's older format, of the size that it states."""
-    file = io.BytesIO(data)
-    plain, storage = Known(), Known(values=STORAGES, persistent=_persistent)
-    magic, version, _ = (pickles.load(file, plain) for _ in range(3))
+    file, size, stated = io.BytesIO(data), len(data), []
+
+    def persistent(identity: tuple) -> tuple[str, int]:
+        stated.append(_persistent(identity))
+        return stated[-1]
+
+    plain, storage = Known(), Known(values=STORAGES, persistent=persistent)
+    magic, version, _ = (pickles.load(file, plain, size) for _ in range(3))
     if magic != torch.serialization.MAGIC_NUMBER or version != torch.serialization.PROTOCOL_VERSION:
         raise Refused("it holds a storage that isn't in torch's format")
-    found, keys = pickles.load(file, storage), pickles.load(file, plain)
-    if not isinstance(found, tuple) or keys != [found[0]]:
+    found, keys = pickles.load(file, storage, size), pickles.load(file, plain, size)
+    if len(stated) != 1 or found is not stated[0] or keys != [found[0]]:
         raise Refused("it holds a storage of an unknown form")
     there = len(data) - file.tell()
     if there != 8 + found[1]:
@@ -55,20 +62,21 @@ def load_storage(data: bytes) -> Any:
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise Refused(f"a storage can't be read ({str(error).splitlines()[0][:200]})") from None
+        raise Refused(f"a storage can't be read ({pickles.reason(error)})") from None
 
 
 def _is_count(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63
 
 
 def rebuild_tensor(storage: Any, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
     """From `torch._utils._rebuild_tensor_v2(...)`; what follows the stride (gradient flag, hooks) is dropped."""
     if not isinstance(storage, torch.storage.TypedStorage):
         raise Refused("it makes a tensor of what is no storage")
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or len(size) > 16 or not all(map(_is_count, numbers)):
-        raise Refused(f"it makes a tensor of shape {size!r:.100} and strides {stride!r:.100}")
+    if not isinstance(size, tuple) or not isinstance(stride, tuple) or len(size) != len(stride) or len(size) > 16:
+        raise Refused("it makes a tensor of a shape and strides of unknown forms")
+    if not all(map(_is_count, (offset, *size, *stride))):
+        raise Refused("it makes a tensor of a shape and strides that aren't counts")
     flat = torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
     elements, last = 1, offset
     for n, step in zip(size, stride, strict=True):
@@ -85,6 +93,12 @@ def rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
     return data
 
 
+def _size(items: Any = ()) -> tuple:
+    if not isinstance(items, tuple | list):
+        raise Refused("it makes a shape of what is no list")
+    return tuple(items)
+
+
 # -- numpy ------------------------------------------------------------------------------------------------------------
 
 
@@ -93,7 +107,7 @@ class _DType(Buildable):
 
     def __init__(self, code: str, *_: Any):
         if not isinstance(code, str) or code.lstrip("<>=|") not in _NUMBERS:
-            raise Refused(f"it holds numpy data of type {code!r:.50}")
+            raise Refused(f"it holds numpy data of type {pickles.word(code)}")
         self.dtype = np.dtype(code)
 
     def build(self, state: tuple) -> "_DType":
@@ -114,15 +128,15 @@ class _Array(Buildable):
 
     def build(self, state: tuple) -> np.ndarray:
         _, shape, dtype, fortran, data = state
-        if not isinstance(data, bytes):
+        if not isinstance(data, bytes) or not isinstance(fortran, bool):
             raise Refused("it holds a numpy array of objects")
         return np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def _encode(text: str, encoding: str) -> bytes:
     """_codecs.encode, as which older protocols write bytes."""
-    if encoding != "latin1":
-        raise Refused(f"it encodes text as {encoding!r:.50}")
+    if not isinstance(encoding, str) or encoding != "latin1":
+        raise Refused(f"it encodes text as {pickles.word(encoding)}")
     return text.encode("latin1")
 
 
@@ -136,7 +150,7 @@ CALLS = {
     "torch._utils._rebuild_parameter": rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": rebuild_parameter,
     "torch.device": lambda *_: None,
-    "torch.Size": lambda items=(): tuple(items),
+    "torch.Size": _size,
     "numpy.dtype": _DType,
     "_codecs.encode": _encode,
 } | {

@@ -2,16 +2,15 @@
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from gankern.errors import InputError
-from gankern.files import replacing
+from gankern.files import replacing, save_torch
 from gankern.interop import rosinality
 from gankern.interop.export import export_generator
 from gankern.interop.networks import PARTS, Networks
-from gankern.models import stylegan2
 from gankern.models.files import save_network
+from gankern.models.stylegan2 import Discriminator, Generator
 
 FORMS = {
     ".safetensors": "gankern's network file",
@@ -41,19 +40,19 @@ def write_networks(
     if path.suffix not in FORMS:
         forms = ", ".join(f"{suffix} ({what})" for suffix, what in FORMS.items())
         raise InputError(f"{path}: expected a name that ends in {forms}")
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, expected a file's name")
     exported = path.suffix in (".pt2", ".onnx")
     _only(path, "--part", part is not None, path.suffix in (".safetensors", ".pth") or exported)
     _only(path, "--training", training, path.suffix == ".safetensors")
     _only(path, "--trunc", truncation_psi is not None, exported)
     _only(path, "--noise-mode", noise_mode is not None, exported)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".pt":
         return _rosinality(networks, path)
     network = _chosen(networks, path, part)
     if path.suffix == ".pth":
-        with replacing(path) as temporary:
-            torch.save({name: value.cpu() for name, value in network.state_dict().items()}, temporary)
-        return []
+        _torch_file({name: value.cpu() for name, value in network.state_dict().items()}, path)
+        return _options_left(network)
     if network is networks.D:
         raise InputError(f"--part D: {path.suffix} is for generators alone; .pth and .pt hold a discriminator")
     if path.suffix == ".safetensors":
@@ -71,7 +70,7 @@ def _only(path: Path, option: str, given: bool, served: bool) -> None:
 def _chosen(networks: Networks, path: Path, part: str | None) -> nn.Module:
     there = networks.parts()
     if part is None:
-        part = next((name for name in ("G_ema", "G", "D") if name in there), None)
+        part = next((name for name in PARTS if name in there), None)
     if part not in there:
         raise InputError(f"--part {part}: not in the file, which holds {', '.join(there) or 'no networks'}")
     return there[part]
@@ -82,9 +81,22 @@ def _own(networks: Networks, network: nn.Module, path: Path, training: bool) -> 
     missing = [name for name, other in others.items() if other is None]
     if missing:
         raise InputError(f"--training: the file holds no {' and no '.join(missing)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_network(path, network, nimg=networks.nimg, training=others)
-    left = [name for name in PARTS if name in networks.parts() and networks.parts()[name] is not network]
-    return [] if training or not left else [f"{' and '.join(left)} left out; --training writes them too"]
+    left = [name for name, other in networks.parts().items() if other is not network and name not in others]
+    if not left:
+        return []
+    return [f"{' and '.join(left)} left out" + ("" if training else "; --training writes G and D too")]
+
+
+def _options_left(network: nn.Module) -> list[str]:
+    """What a StyleGAN2 network's weights under public names don't say, where it isn't what their readers take."""
+    notes, config = [], network.config
+    if isinstance(network, Generator | Discriminator) and config["conv_clamp"] is not None:
+        notes.append(f"conv_clamp {config['conv_clamp']:g} left out: a state dict is weights alone")
+    if isinstance(network, Discriminator) and config["mbstd_group_size"] != 4:
+        notes.append(f"mbstd_group_size {config['mbstd_group_size']} left out: a state dict is weights alone")
+    return notes
 
 
 def _rosinality(networks: Networks, path: Path) -> list[str]:
@@ -95,8 +107,13 @@ def _rosinality(networks: Networks, path: Path) -> list[str]:
         if why:
             notes.append(f"{part}: {why}: rosinality's own code won't reproduce it")
     generator = networks.G_ema if networks.G_ema is not None else networks.G
-    if isinstance(generator, stylegan2.Generator):
+    if isinstance(generator, Generator):
         state["latent_avg"] = generator.mapping.w_avg.clone().cpu()
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+    _torch_file(state, path)
     return notes
+
+
+def _torch_file(content: dict, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        save_torch(content, temporary)

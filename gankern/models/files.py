@@ -55,15 +55,15 @@ def load_network(
     path = Path(path)
     header, tensors = _read(path, lambda name: "/" not in name)
     try:
-        version, writer, architecture = int(header["format"]), header["gankern"], header["architecture"]
+        version, writer, architecture = int(header["format"]), str(header["gankern"]), str(header["architecture"])
         config, _, lod = dict(header["config"]), int(header["nimg"]), float(header.get("lod", 0))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"--network {path}: its gankern header can't be read ({error!r})") from None
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InputError(f"--network {path}: its gankern header can't be read ({error!r:.200})") from None
     if version > FORMAT:
         raise InputError(f"--network {path}: written by a newer gankern ({writer}); this is {__version__}")
     if architecture not in GENERATORS:
         known = " or ".join(map(repr, GENERATORS))
-        raise InputError(f"--network {path}: architecture {architecture!r}, expected {known}")
+        raise InputError(f"--network {path}: architecture {architecture!r:.50}, expected {known}")
     with _fitting(path, architecture):
         network = build_fitting(GENERATORS[architecture], tensors, **config, compute_dtype=compute_dtype)
         if architecture == "progan":
@@ -77,17 +77,23 @@ def load_training_networks(path: str | Path) -> dict[str, nn.Module]:
     `load_network`."""
     path, found = Path(path), {}
     header, tensors = _read(path, lambda name: "/" in name)
-    for part, config in header.get("training", {}).items():
+    configs, kinds = header.get("training", {}), {"G": stylegan2.Generator, "D": stylegan2.Discriminator}
+    if not isinstance(configs, dict) or not all(isinstance(config, dict) for config in configs.values()):
+        raise InputError(f"--network {path}: its gankern header can't be read (training is no dict of configs)")
+    if configs.keys() - kinds.keys():
+        raise InputError(f"--network {path}: its gankern header can't be read (training holds more than G and D)")
+    for part, config in configs.items():
         with _fitting(path, part):
-            kind = stylegan2.Discriminator if part == "D" else stylegan2.Generator
             own = {name.removeprefix(f"{part}/"): t for name, t in tensors.items() if name.startswith(f"{part}/")}
-            found[part] = build_fitting(kind, own, **config)
+            found[part] = build_fitting(kinds[part], own, **config)
     return found
 
 
 def build_fitting(kind: type[nn.Module], tensors: Mapping[str, Tensor], **config) -> nn.Module:
     """A network with these weights. Raises InputError for names or shapes that aren't its own, before anything of its
     size is made: a file's config could ask for any."""
+    if config.get("num_mapping_layers", 0) > len(tensors):  # modules cost memory and time on meta too
+        raise InputError(f"num_mapping_layers {config['num_mapping_layers']}, of {len(tensors)} tensors in all")
     with torch.device("meta"):
         own = kind(**config).state_dict()
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
@@ -98,6 +104,9 @@ def build_fitting(kind: type[nn.Module], tensors: Mapping[str, Tensor], **config
     for name, value in tensors.items():
         if own[name].shape != value.shape:
             raise InputError(f"{name} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}")
+    held = {storage._cdata: storage.nbytes() for storage in (value.untyped_storage() for value in tensors.values())}
+    if sum(value.nbytes for value in tensors.values()) > 2 * sum(held.values()):  # a small file could ask for any size
+        raise InputError("state dict: its tensors share their numbers, of which it holds far fewer")
     network = kind(**config)
     network.load_state_dict(tensors)
     return network
@@ -122,8 +131,8 @@ def _read(path: Path, wanted: Callable[[str], bool]) -> tuple[dict, dict[str, Te
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
         header = json.loads(metadata["gankern"]) if "gankern" in metadata else None
-    except (safetensors.SafetensorError, ValueError, OSError) as error:
+    except (safetensors.SafetensorError, ValueError, OSError, RecursionError) as error:
         raise InputError(f"--network {path}: truncated or not a safetensors file ({error})") from None
-    if header is None:
+    if not isinstance(header, dict):
         raise InputError(f"--network {path}: a safetensors file, but not a gankern network (it has no gankern header)")
     return header, tensors

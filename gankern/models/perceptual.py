@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gankern.errors import InputError
+from gankern.files import refuse_inflating
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Channels of VGG16's convolutions (Simonyan and Zisserman 2015, arXiv:1409.1556, D); 2x2 maxima between stages."""
@@ -88,6 +89,7 @@ def load_perceptual(path: str | Path) -> Perceptual:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"--features {path}: no such file")
+    refuse_inflating(path, "--features ")
     try:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, framework="pt") as file:

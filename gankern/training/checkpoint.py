@@ -14,7 +14,7 @@ import torch
 
 from gankern._version import __version__
 from gankern.errors import InputError
-from gankern.files import replacing
+from gankern.files import replacing, save_torch
 
 FORMAT = 1
 _NAME = re.compile(r"checkpoint-(\d+\.\d{3})")
@@ -40,12 +40,7 @@ def save_checkpoint(run: Path, state: dict, nimg: int, keep: int) -> Path:
     with replacing(path) as temporary:
         temporary.mkdir()
         file = temporary / "state.pt"
-        try:
-            with file.open("wb") as out:  # given a path, torch's writer doesn't say that the disk is full
-                torch.save(state, out)
-        except RuntimeError as error:
-            reason = error.__context__
-            raise (reason if isinstance(reason, OSError) else OSError(str(error).splitlines()[0])) from error
+        save_torch(state, file)
         meta = {"format": FORMAT, "gankern": __version__, "nimg": nimg, "size": file.stat().st_size, "crc": _crc(file)}
         (temporary / "meta.json").write_text(json.dumps(meta) + "\n")
     written = list_checkpoints(run)

@@ -47,6 +47,8 @@ def start_options(path: str, resolution: int, c_dim: int) -> dict[str, Any]:
     options = {ours: G.config[theirs] for ours, theirs in same.items()}
     if networks.D is not None:
         options["d_architecture"] = networks.D.config["architecture"]
+        if networks.options_told and networks.D.config["mbstd_group_size"]:
+            options["mbstd_group"] = networks.D.config["mbstd_group_size"]
     where = Path(path).expanduser().resolve()
     return options | {"ema_rampup": None, "start_from": str(where), "start_digest": digest(where)}
 
@@ -91,6 +93,8 @@ def start_networks(config: StyleGAN2Config, G: nn.Module, D: nn.Module, G_ema: n
         if part in states:
             network.load_state_dict(states[part])
     new = "" if "D" in states else ", D anew (the file has none)"
+    clamps = {network.config["conv_clamp"] for network in networks.parts().values()} - {None}
+    new += "".join(f", without its conv_clamp {clamp:g}" for clamp in sorted(clamps))
     return f"starting from {path}: {', '.join(states)} of a {networks.origin}{new}; optimizers and counters begin anew"
 
 

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import pickle
+import resource
 
 import pytest
 import rosinality_forward
@@ -11,13 +12,14 @@ from snapshot_writer import write_snapshot
 
 from gankern.cli import main
 from gankern.errors import InputError
-from gankern.interop import generator_from_state_dict
+from gankern.interop import generator_from_state_dict, rosinality
+from gankern.interop.networks import Networks
 from gankern.interop.reading import open_generator, read_networks
 from gankern.interop.writing import write_networks
 from gankern.models.files import load_network, save_network
 from gankern.models.progan import Generator as ProGAN
 from gankern.models.stylegan2 import Discriminator, Generator
-from gankern.training.checkpoint import save_checkpoint
+from gankern.training.checkpoint import load_checkpoint, save_checkpoint
 
 SMALL = {"img_resolution": 16, "channel_base": 128, "channel_max": 16, "num_mapping_layers": 2}
 
@@ -39,7 +41,8 @@ def source(path, G, G_ema, D):
     torch.save(parts, path / "parts.pth")
     save_network(path / "own.safetensors", G_ema, nimg=1000, training={"G": G, "D": D})
     (path / "run").mkdir(exist_ok=True)
-    return save_checkpoint(path / "run", {"trainer": parts | {"nimg": 5000, "other": 1}}, 5000, keep=1)
+    state = {"trainer": parts | {"nimg": 5000, "other": 1}, "config": {"mbstd_group": 2}}
+    return save_checkpoint(path / "run", state, 5000, keep=1)
 
 
 def same(a, b):
@@ -67,6 +70,32 @@ def test_round_trips(kind, tmp_path):
         assert plain.keys() == network.state_dict().keys()
         again = read_networks(tmp_path / "one.pth")
         assert same(again.D if part == "D" else again.G_ema, network)
+
+
+def test_a_checkpoint_s_own_options(tmp_path):
+    """Minibatch stddev's groups, which its weights don't tell."""
+    found = read_networks(source(tmp_path, *trained()))
+    assert found.options_told
+    assert found.D.config["mbstd_group_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("D", None, "D is no state dict"),
+        ("G", {"a": torch.zeros(1)}, "state.pt|checkpoint-.*: state dict"),
+        ("G_ema", [1], "no checkpoint of a StyleGAN2 run"),
+        ("nimg", None, "a damaged checkpoint"),
+        ("nimg", "5", "a damaged checkpoint"),
+    ],
+)
+def test_damaged_checkpoints(name, value, message, tmp_path):
+    path = source(tmp_path, *trained())
+    state = load_checkpoint(path)
+    state["trainer"][name] = value
+    save_checkpoint(path.parent, state, 5000, keep=1)
+    with pytest.raises(InputError, match=message):
+        read_networks(path)
 
 
 def test_conditional_networks_and_options(tmp_path):
@@ -143,6 +172,9 @@ def test_rosinality_without_what_old_files_lack(tmp_path):
     content |= {"args": argparse.Namespace(size=16, lr=0.002), "g_optim": {"state": {}, "param_groups": []}}
     torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     found = read_networks(tmp_path / "old.pt")
+    assert "no mean latent" in found.describe()
+    assert "no noise maps" in found.describe()
+    assert read_networks(tmp_path / "n.pt").notes == []
     z = torch.randn(2, 8)
     assert torch.equal(found.G_ema(z, noise_mode="none"), G_ema(z, noise_mode="none"))
     mean = G_ema.mapping(torch.randn(100_000, 8), None)[:, 0].mean(0)
@@ -187,7 +219,7 @@ def test_the_command_says_what_a_file_holds(tmp_path, capsys):
     assert "img_resolution 16" in said
     code, said = run(capsys, tmp_path / "ada.pkl", tmp_path / "new" / "n.safetensors")
     assert code == 0
-    assert "G and D left out; --training writes them too" in said
+    assert "G and D left out; --training writes G and D too" in said
     assert same(load_network(tmp_path / "new" / "n.safetensors")[0], G_ema)
 
 
@@ -205,9 +237,51 @@ WRONG = {
 def test_wrong_options(case, tmp_path, capsys):
     options, message = WRONG[case]
     save_network(tmp_path / "in.safetensors", Generator(8, w_dim=8, **SMALL), nimg=0)
-    code, said = run(capsys, tmp_path / "in.safetensors", tmp_path / options[0], *options[1:])
+    code, said = run(capsys, tmp_path / "in.safetensors", tmp_path / "new" / options[0], *options[1:])
     assert (code, message in said) == (2, True), said
-    assert not (tmp_path / options[0]).exists()
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["n.pth", "n.pt", "n.safetensors", "n.pt2"])
+def test_a_folder_of_that_name_stays(name, tmp_path, capsys):
+    save_network(tmp_path / "in.safetensors", Generator(8, w_dim=8, **SMALL), nimg=0)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "precious").touch()
+    code, said = run(capsys, tmp_path / "in.safetensors", tmp_path / name)
+    assert (code, f"{name}: a folder, expected a file's name" in said) == (2, True), said
+    with pytest.raises(InputError, match="a folder"):
+        save_network(tmp_path / name, Generator(8, w_dim=8, **SMALL), nimg=0)
+    assert (tmp_path / name / "precious").exists()
+
+
+@pytest.mark.parametrize("name", ["n.pth", "n.pt", "n.safetensors"])
+def test_no_room(name, tmp_path, capsys):
+    save_network(tmp_path / "in.safetensors", Generator(8, w_dim=8, **SMALL), nimg=0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        code, said = run(capsys, tmp_path / "in.safetensors", tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (code, f"{name}: could not be written (File too large)" in said) == (2, True), said
+    assert [p.name for p in tmp_path.iterdir()] == ["in.safetensors"]
+
+
+def test_what_is_lost_is_told(tmp_path):
+    sizes = {"img_resolution": 64, "channel_base": 20480, "channel_max": 512, "conv_clamp": 256.0}
+    with torch.device("meta"):
+        G, D = Generator(8, w_dim=12, **sizes), Discriminator(**sizes, mbstd_group_size=8)
+    for words in ("channel_base 20480", "z_dim 8 and w_dim 12", "clamped at 256"):
+        assert words in rosinality.unbuildable(G)
+    assert "in groups of 8" in rosinality.unbuildable(D)
+    G, G_ema, D = trained(conv_clamp=256.0)
+    networks = Networks(G, Discriminator(**SMALL, mbstd_group_size=2, conv_clamp=256.0), G_ema)
+    assert write_networks(networks, tmp_path / "n.pth", part="D") == [
+        "conv_clamp 256 left out: a state dict is weights alone",
+        "mbstd_group_size 2 left out: a state dict is weights alone",
+    ]
+    notes = write_networks(networks, tmp_path / "n.safetensors", part="G", training=True)
+    assert notes == ["G_ema left out"]
 
 
 def test_a_progan(tmp_path, capsys):

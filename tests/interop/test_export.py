@@ -93,9 +93,21 @@ def test_wrong_images_are_not_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_nor_images_that_are_no_numbers(tmp_path, monkeypatch):
+    """In the batch of one alone, amid good ones."""
+    differences = iter([0.0, float("nan"), 0.0])
+    monkeypatch.setattr(export, "_difference", lambda *_: next(differences))
+    monkeypatch.setattr(export, "_plain_program", lambda *_: None)
+    monkeypatch.setattr(export, "_write_pt2", lambda _, path: path.touch())
+    with pytest.raises(InputError, match="images differ by nan"):
+        export_generator(network("plain"), tmp_path / "g.pt2")
+
+
 def test_what_can_not_be_exported(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="--noise-mode random"):
         export_generator(network("plain"), tmp_path / "g.pt2", noise_mode="random")
+    with pytest.raises(InputError, match="--trunc nan: expected a finite number"):
+        export_generator(network("plain"), tmp_path / "g.pt2", truncation_psi=float("nan"))
     with pytest.raises(InputError, match="--trunc: not an option of a ProGAN"):
         export_generator(network("ProGAN"), tmp_path / "g.pt2", truncation_psi=0.5)
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)

@@ -94,6 +94,56 @@ def global_of(module, name, rest):
     return b"\x80\x02c" + module.encode() + b"\n" + name.encode() + b"\n" + rest
 
 
+def again(function, *arguments, times=8):
+    """Calls with the same arguments, over and over."""
+    given = pickle.dumps(arguments, 3)[2:-1]
+    return b"\x80\x03c" + function.encode() + b"\nq\xff" + given + b"q\xfe" + b"h\xffh\xfeR" * times + b"."
+
+
+def doubled():
+    """Instructions for a tuple whose repr has 2^60 parts."""
+    return b")q\xf0" + b"0h\xf0h\xf0\x86q\xf0" * 60
+
+
+def nested():
+    """Instructions for tuples within tuples, 200,000 deep."""
+    return b")" + b"\x85" * 200_000
+
+
+def a_call_of(function, *arguments):
+    """With arguments that are instructions."""
+    return b"\x80\x02c" + function.encode() + b"\n(" + b"".join(arguments) + b"tR."
+
+
+def shared_numbers():
+    """A snapshot with 400 layers that are one layer's numbers."""
+    content = snapshot_writer.snapshot(G_ema=Generator(128, w_dim=128, **SMALL).state_dict())
+    mapping = content["G_ema"]._modules["mapping"]
+    for i in range(1, 400):
+        mapping._modules[f"fc{i}"] = mapping._modules["fc0"]
+    return dumps(content)
+
+
+def passing(attribute):
+    """A snapshot one of whose modules has this instead of a set of buffers' names."""
+    content = snapshot_writer.snapshot(G_ema=Generator(8, w_dim=8, **SMALL).state_dict())
+    content["G_ema"]._modules["mapping"]._non_persistent_buffers_set = attribute
+    return dumps(content)
+
+
+def array_ordered_by(order):
+    """A numpy array's state, with something else in place of its order."""
+    function, arguments, state = np.zeros(3).__reduce__()
+
+    class Array:
+        def __reduce__(self):
+            return function, arguments, (*state[:3], order, state[4])
+
+    return dumps(Array())
+
+
+REBUILD, LOAD = "torch._utils\n_rebuild_tensor_v2", "torch.storage\n_load_from_bytes"
+STORAGE = dumps(Calls(torch.storage._load_from_bytes, storage()), 3)[2:-1]
 COMMAND = "touch executed"
 CALL = b"(X\x0e\x00\x00\x00touch executedtR."
 
@@ -147,6 +197,26 @@ HOSTILE = {
     "modules within themselves": (cyclic, "without end"),
     "8^15 modules": (exponential, "without end"),
     "a key 200,000 deep": (nested_keys, "a tuple where a plain word"),
+    "a storage again and again": (lambda: again(LOAD, storage(250_000)), "_from_bytes the same things again"),
+    "bytes again and again": (lambda: again("_codecs\nencode", "x" * 10**6, "latin1"), "encode the same things again"),
+    "a set again and again": (lambda: again("builtins\nset", list(range(10**4))), "set the same things again"),
+    "a shape again and again": (lambda: again("torch\nSize", [0] * 10**4), "Size the same things again"),
+    "a layer again and again": (shared_numbers, "share their numbers"),
+    "an endless shape": (lambda: a_call_of(REBUILD, STORAGE, b"K\x00", doubled(), b")"), "shape and strides"),
+    "an endless stride": (lambda: a_call_of(REBUILD, STORAGE, b"K\x00", b")", nested()), "shape and strides"),
+    "a shape that is a dict": (
+        lambda: a_call_of(REBUILD, STORAGE, b"K\x00", b"}K\x09" + doubled() + b"s", b")"),
+        "shape",
+    ),
+    "endless numpy data": (lambda: a_call_of("numpy\ndtype", doubled()), "numpy data of type a tuple"),
+    "an endless encoding": (lambda: a_call_of("_codecs\nencode", b"X\x00\x00\x00\x00", nested()), "text as a tuple"),
+    "a dict's attributes, a tensor": (
+        lambda: b"\x80\x02}" + dumps(tensor(storage(), 0, (4,), (1,)), 3)[2:-1] + b"b.",
+        "state",
+    ),
+    "a numpy array's order, a tensor": (lambda: array_ordered_by(tensor(storage(), 0, (4,), (1,))), "numpy array"),
+    "buffers, a number": (lambda: passing(5), "_non_persistent_buffers_set is no set"),
+    "buffers, a tensor": (lambda: passing(torch.zeros(4)), "_non_persistent_buffers_set is no set"),
     "nothing": (lambda: b"\x80\x04.", "malformed"),
     "TensorFlow": (lambda: global_of("dnnlib.tflib.network", "Network", b")\x81."), "written by a TensorFlow StyleGAN"),
 }
@@ -270,6 +340,11 @@ def expanded(path):
     saved(path, {"g_ema": {"conv1.conv.modulation.weight": torch.zeros(1).expand(10**6, 10**6)}})
 
 
+def metas(path):
+    with torch.device("meta"):
+        saved(path, {"G_ema": Generator(512, w_dim=512, img_resolution=64).state_dict()})
+
+
 TORCH_FILES = {
     "a call": (lambda p: saved(p, {"g_ema": Calls(os.system, COMMAND)}), "posix.system|refused by torch"),
     "a call, older format": (
@@ -284,6 +359,8 @@ TORCH_FILES = {
     "a config of 2^18 px": (lambda p: a_network_file_of(p, img_resolution=2**18), "don't fit"),
     "a config of 10^6 channels": (lambda p: a_network_file_of(p, channel_base=10**9, channel_max=10**6), "don't fit"),
     "cut short": (lambda p: (saved(p, {"a": torch.zeros(99)}), p.write_bytes(p.read_bytes()[:300])), "damaged|refused"),
+    "tensors without numbers": (metas, "no tensor of stored numbers"),
+    "a key that is no text": (lambda p: saved(p, {("a",): 1}), "it holds a tuple, which"),
     "other tensors": (lambda p: saved(p, {"a": torch.zeros(3)}), "no networks of a known form"),
     "no tensors": (lambda p: saved(p, {"g_ema": {"a": 1}}), "no tensor"),
     "a list": (lambda p: saved(p, [1]), "no state dict"),

@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 
 from gankern.errors import InputError
-from gankern.models import progan
-from gankern.models.files import load_network, save_network
+from gankern.models import progan, stylegan2
+from gankern.models.files import load_network, load_training_networks, save_network
 from gankern.models.sampling import sample_images, seed_latents
 
 
@@ -57,6 +57,34 @@ def test_a_lod_that_it_does_not_have(network, tmp_path, lod, named):
     safetensors.torch.save_file(tensors, tmp_path / "n.safetensors", metadata={"gankern": json.dumps(header)})
     with pytest.raises(InputError, match=named):
         load_network(tmp_path / "n.safetensors")
+
+
+HEADERS = {
+    "nested": ("[" * 100_000, "truncated or not a safetensors file"),
+    "a list": ("[1]", "no gankern header"),
+    "an infinite format": ({"format": float("inf")}, "header can't be read"),
+    "an infinite count": ({"nimg": float("inf")}, "header can't be read"),
+    "an architecture that is a list": ({"architecture": []}, r"architecture '\[\]', expected"),
+    "10^9 layers": ({"config": {"num_mapping_layers": 10**9}}, "num_mapping_layers 1000000000, of"),
+    "training, a list": ({"training": [1]}, "training is no dict of configs"),
+    "training, of lists": ({"training": {"G": []}}, "training is no dict of configs"),
+    "training, another": ({"training": {"G_ema": {}}}, "training holds more than G and D"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_headers_that_no_gankern_writes(case, tmp_path):
+    change, named = HEADERS[case]
+    G = stylegan2.Generator(8, w_dim=8, img_resolution=8, channel_base=64, channel_max=8, num_mapping_layers=1)
+    save_network(tmp_path / "n.safetensors", G, nimg=5)
+    with safe_open(tmp_path / "n.safetensors", framework="pt") as file:
+        header = json.loads(file.metadata()["gankern"])
+    text = change if isinstance(change, str) else json.dumps(header | change)
+    tensors = safetensors.torch.load_file(tmp_path / "n.safetensors")
+    safetensors.torch.save_file(tensors, tmp_path / "n.safetensors", metadata={"gankern": text})
+    load = load_training_networks if "training" in case else load_network
+    with pytest.raises(InputError, match=named):
+        load(tmp_path / "n.safetensors")
 
 
 def test_unknown_architecture(network, tmp_path):

@@ -1,6 +1,7 @@
 """The perceptual distance against VGG16 written as one list of functions, and the files that it comes from."""
 
 import pickle
+import zipfile
 
 import pytest
 import safetensors.torch
@@ -154,3 +155,13 @@ def test_no_file(tmp_path):
     assert not Trap.fired
     with pytest.raises(InputError, match="no such file"):
         load_perceptual(tmp_path / "nothing.pth")
+
+
+def test_a_compressed_zip(file, tmp_path):
+    """torch's loader would read it, and it may hold any multiple of its size."""
+    with zipfile.ZipFile(file) as source, zipfile.ZipFile(tmp_path / "v.pth", "w", zipfile.ZIP_DEFLATED, 1) as packed:
+        for name in source.namelist():
+            if "data.pkl" in name or "version" in name:
+                packed.writestr(name, source.read(name))
+    with pytest.raises(InputError, match=r"--features .*v\.pth: refused: a zip whose contents are larger"):
+        load_perceptual(tmp_path / "v.pth")

@@ -6,13 +6,16 @@ import pytest
 import torch
 from runs_util import differences, dying_process, final_state
 
+from gankern.interop.networks import Networks
 from gankern.interop.reading import read_networks
 from gankern.interop.writing import write_networks
 from gankern.models.files import save_network
 from gankern.models.progan import Generator as ProGAN
-from gankern.models.stylegan2 import Discriminator
+from gankern.models.stylegan2 import Discriminator, Generator
 from gankern.training.checkpoint import list_checkpoints
-from gankern.training.transfer import layers_from_the_image, learning
+from gankern.training.config import resolve
+from gankern.training.phases import build_networks
+from gankern.training.transfer import layers_from_the_image, learning, start_networks, start_options
 
 TINY_OTHERS = ["--batch", 8, "--kimg", "0.016", "--tick", "0.016", "--metric-images", 0, "--device", "cpu"]
 
@@ -29,6 +32,25 @@ def before(finished, tmp_path_factory):
     return {"checkpoint": checkpoint, "own": folder / "all.safetensors", "rosinality": folder / "all.pt"} | {
         "average": folder / "average.pth"
     }
+
+
+def test_options_that_the_file_tells(tmp_path):
+    """A snapshot's groups are the run's unless the user gives others; weights alone tell none."""
+    sizes = {"img_resolution": 16, "channel_base": 64, "channel_max": 8}
+    networks = Networks(
+        D=Discriminator(**sizes, mbstd_group_size=2), G_ema=Generator(8, w_dim=8, **sizes, conv_clamp=256)
+    )
+    save_network(tmp_path / "n.safetensors", networks.G_ema, nimg=0, training={"D": networks.D})
+    write_networks(networks, tmp_path / "n.pt")
+    start = start_options(str(tmp_path / "n.safetensors"), 16, 0)
+    assert start["mbstd_group"] == 2
+    assert "mbstd_group" not in start_options(str(tmp_path / "n.pt"), 16, 0)
+    shared = {"resolution": 16, "c_dim": 0, "identity": "", "start": start}
+    assert resolve({"data": "d"}, **shared).mbstd_group == 2
+    config = resolve({"data": "d", "mbstd_group": 4, "preset": "paper256"}, **shared)
+    assert config.mbstd_group == 4
+    said = start_networks(config, *build_networks(config, "cpu"), build_networks(config, "cpu")[0])
+    assert "gankern's network, without its conv_clamp 256;" in said
 
 
 def train(cli, images, out, *options):
