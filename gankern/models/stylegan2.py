@@ -391,12 +391,11 @@ class Discriminator(nn.Module):
             raise ValueError(f"img has shape {tuple(img.shape)}, expected [N, {', '.join(map(str, shape))}]")
         if (dtype := self.b4.fc.weight.dtype) not in (torch.float32, torch.float64):
             raise ValueError(f"parameters are {dtype}, expected float32; compute_dtype={dtype} makes activations so")
-        img = _laid_out(img, self.img_resolution)
         scaled = fused.scaled_discriminator(self) if fused.serves(self.blocks(), img) else {}
-        x = None
         if scaled and whole.serves_discriminator(self, img):
             x = whole.features(self.blocks(), img, scaled)
         else:
+            x, img = None, _laid_out(img, self.img_resolution)
             for block in self.blocks():
                 x, img = block(x, img, scaled)
         cmap = self.mapping(None, c) if self.c_dim > 0 else None

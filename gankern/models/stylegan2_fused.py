@@ -86,7 +86,8 @@ def _rgb_matrices(weights: Sequence[Tensor], styles: Sequence[Tensor]) -> Tensor
 def _to_rgb(x: Tensor, matrix: Tensor) -> Tensor:
     """x [N, C, H, W] -> [N, 3, H, W] in the contiguous format."""
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
-    return torch.bmm(matrix, pixels.transpose(1, 2)).unflatten(2, x.shape[2:])
+    # in this order the gradient of x comes in x's memory format, and what is copied is the small side
+    return torch.bmm(pixels, matrix.transpose(1, 2)).transpose(1, 2).contiguous().unflatten(2, x.shape[2:])
 
 
 @uncast

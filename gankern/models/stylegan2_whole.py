@@ -53,7 +53,7 @@ def _ready(network: nn.Module, x: Tensor, run: Callable[[nn.Module, Tensor], Ten
             if grad:
                 y.sum().backward()
 
-        known[key] = plans.prepare(plans.graphs_of(call), x.device)
+        known[key] = plans.prepare(plans.graphs_of(call, x.device), x.device)
         if known[key]:
             warnings.warn(
                 f"{type(network).__name__} runs without cuDNN's fused convolutions: {known[key]}", stacklevel=2
@@ -148,5 +148,5 @@ def features(blocks: Sequence[nn.Module], img: Tensor, scaled: Scaled) -> Tensor
     weights = [scaled[layer][0] for layer in layers]
     biases = [scaled[layer][1] for layer in layers if layer.bias is not None]
     kinds = [MERGED if merging.pays(b.conv1.weight, b.conv1.resample_taps, b.resolution) else 0 for b in blocks]
-    img = img.to(dtype).contiguous(memory_format=torch.channels_last)
+    img = img.to(dtype=dtype, memory_format=torch.channels_last)
     return discriminator.discriminator(img, weights, biases, first.conv1.resample_taps, kinds, ALPHA)

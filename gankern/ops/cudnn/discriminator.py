@@ -24,7 +24,8 @@ from gankern.ops.bias_act import bias_act
 from gankern.ops.conv2d import conv2d, downsample_padding, library_conv2d, library_input_grad, library_weight_grad
 from gankern.ops.cudnn import layers, merging
 from gankern.ops.cudnn.graph import spec
-from gankern.ops.cudnn.plans import run
+from gankern.ops.cudnn.layers import turned
+from gankern.ops.cudnn.plans import VARIANTS, accepts, run
 from gankern.ops.fir_act import bias_act_upfirdn2d
 from gankern.ops.residual import residual_branches
 from gankern.ops.upfirdn2d.op import adjoint_args
@@ -56,7 +57,7 @@ class Chain:
         self.fir = [1, 1], [1, 1], downsample_padding(self.f, 1), False, 1.0
         self.skip_fir = [1, 1], [2, 2], downsample_padding(self.f), False, 1.0
         if any(map(self.merged, range(len(self.kinds)))):
-            self.taps = merging.merge_matrix(self.f.to(torch.promote_types(self.f.dtype, torch.float32)), False, 1.0)
+            self.taps = merging.merge_matrix(self.f, False, 1.0).to(self.img.dtype)
 
     def merged(self, b: int) -> bool:
         return bool(self.kinds[b] & MERGED)
@@ -133,10 +134,19 @@ def _forward_impl(
 def _before(c: Chain, dt: Tensor, w: Tensor, y: Tensor, extra, whole: bool, db, stride=1, padding=1):
     """(E or None, dt of the layer before, whose y is given); into db its bias's gradient."""
     e, out = torch.empty_like(y) if whole else None, torch.empty_like(y)
-    operands = {"dt": dt, "w": w, "saved": y, "extra": extra, "e": e, "of_bias": db, "dt'": out}
-    specs = [spec(dt), spec(w), spec(y), None if extra is None else spec(extra)]
-    sums = None if db is None else spec(db)
-    run(layers.plain_gradient("gradient", *specs, whole, sums, spec(out), stride, padding, c.alpha), operands)
+    operands = {"dt": dt, "saved": y, "extra": extra, "e": e, "of_bias": db, "dt'": out}
+    for form, summed in VARIANTS:
+        if form == "conv" and stride == 2:
+            continue
+        kernel = w if form == "gradient" else turned(w)
+        specs = [spec(dt), spec(kernel), spec(y), None if extra is None else spec(extra)]
+        sums = spec(db) if summed and db is not None else None
+        graph = layers.plain_gradient(form, *specs, whole, sums, spec(out), stride, padding, c.alpha)
+        if accepts(graph, dt.device):
+            break
+    run(graph, operands | {"w": kernel})
+    if db is not None and sums is None:
+        torch.sum(out, (0, 2, 3), dtype=db.dtype, out=db)
     return e, out
 
 

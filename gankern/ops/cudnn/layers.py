@@ -12,6 +12,7 @@ kernel come the sums that the gradient's small operands are made of. Karras et a
 import functools
 
 import torch
+from torch import Tensor
 
 from gankern.ops.cudnn.graph import Draft, Graph, Spec
 
@@ -23,6 +24,11 @@ def nhwc(shape: tuple[int, ...], dtype: torch.dtype) -> Spec:
     """A dense channels_last tensor."""
     _, c, h, w = shape
     return Spec(shape, (c * h * w, 1, c * w, c), dtype)
+
+
+def turned(w: Tensor) -> Tensor:
+    """The kernel [I, O, k, k] whose convolution is the input gradient of w's [O, I, k, k], at stride 1."""
+    return w.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 @functools.cache

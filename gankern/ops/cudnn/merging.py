@@ -9,11 +9,10 @@ Karras et al. 2020 (arXiv:1912.04958), appendix B, for the two steps that are me
 """
 
 import functools
+import itertools
 
 import torch
 from torch import Tensor
-
-from gankern.ops._settings import measured, pow2
 
 TAPS = 3, 4, 6
 """Of the convolution, the filter and both."""
@@ -24,30 +23,25 @@ FEW = 32
 
 
 @functools.cache
-def _gather(up: bool) -> tuple[tuple[int, ...], ...]:
-    """[36][9]: which of the filter's 16 taps, or 16 for none, leads from a tap of w to one of the merged kernel."""
+def _gather(up: bool) -> tuple[list[list[int]], list[list[float]]]:
+    """[36][9] each: which of the filter's 16 taps leads from a tap of w to one of the merged kernel; 1, or 0 where none
+    does."""
     k, f, m = TAPS
-
-    def tap(a: int, b: int) -> int | None:
-        t = a - b if up else b - a + 3
-        return t if 0 <= t < f else None
-
-    table = []
-    for ay in range(m):
-        for ax in range(m):
-            row = []
-            for by in range(k):
-                for bx in range(k):
-                    ty, tx = tap(ay, by), tap(ax, bx)
-                    row.append(16 if ty is None or tx is None else ty * f + tx)
-            table.append(tuple(row))
-    return tuple(table)
+    taps, there = [], []
+    for ay, ax, by, bx in itertools.product(range(m), range(m), range(k), range(k)):
+        ty, tx = (ay - by, ax - bx) if up else (by - ay + 3, bx - ax + 3)
+        inside = 0 <= ty < f and 0 <= tx < f
+        taps.append(ty * f + tx if inside else 0)
+        there.append(float(inside))
+    rows = range(0, m * m * k * k, k * k)
+    return [taps[i : i + k * k] for i in rows], [there[i : i + k * k] for i in rows]
 
 
 @functools.cache  # as few as there are devices; never dropped, since a captured graph may hold the address
-def _index(up: bool, device: torch.device) -> Tensor:
+def _constants(up: bool, gain: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    taps, there = _gather(up)
     with torch.inference_mode(False):
-        return torch.tensor(_gather(up), device=device)
+        return torch.tensor(taps, device=device), gain * torch.tensor(there, device=device, dtype=dtype)
 
 
 def pays(w: Tensor, f: Tensor, resolution: int) -> bool:
@@ -61,24 +55,24 @@ def pays(w: Tensor, f: Tensor, resolution: int) -> bool:
 
 
 def merge_matrix(f: Tensor, up: bool, gain: float) -> Tensor:
-    """[36, 9]: from a kernel's taps to the merged kernel's, f [4] or [4, 4] as of `setup_filter`."""
+    """[36, 9], in f's dtype: from a kernel's taps to the merged kernel's, f [4] or [4, 4] as of `setup_filter`."""
     f = f if f.ndim == 2 else torch.outer(f, f)
-    taps = torch.cat([f.reshape(-1) * gain, f.new_zeros(1)])
-    return taps[_index(up, f.device)]
+    taps, there = _constants(up, gain, f.device, f.dtype)
+    return f.reshape(-1)[taps] * there
 
 
 def merged(w: Tensor, matrix: Tensor) -> Tensor:
     """w [O, I, 3, 3], I innermost in memory -> [O, I, 6, 6], likewise."""
     o, i = w.shape[:2]
     taps = w.permute(0, 2, 3, 1).reshape(o, 9, i)
-    return (matrix.to(w.dtype) @ taps).view(o, 6, 6, i).permute(0, 3, 1, 2)
+    return (matrix @ taps).view(o, 6, 6, i).permute(0, 3, 1, 2)
 
 
 def merged_adjoint(dk: Tensor, matrix: Tensor) -> Tensor:
     """The gradient [O, I, 3, 3] of w from that of `merged`'s result."""
     o, i = dk.shape[:2]
     taps = dk.permute(0, 2, 3, 1).reshape(o, 36, i)
-    return (matrix.to(dk.dtype).t() @ taps).view(o, 3, 3, i).permute(0, 3, 1, 2)
+    return (matrix.t() @ taps).view(o, 3, 3, i).permute(0, 3, 1, 2)
 
 
 def phases(kernel: Tensor) -> list[Tensor]:

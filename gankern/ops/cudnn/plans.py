@@ -208,13 +208,35 @@ def _fastest(graph: Graph, g, indices: list[int], device: torch.device, rounds: 
     return min(times, key=times.get) if times else None
 
 
+VARIANTS = (("gradient", True), ("conv", True), ("gradient", False), ("conv", False))
+"""How an input gradient can be asked for, the best first: as a gradient or as a convolution, with sums or without."""
+
+_target: list[torch.device] = []
+
+
+def accepts(graph: Graph, device: torch.device) -> bool:
+    """Whether cuDNN has a plan for a graph on a GPU: `device`, or in a dry run that for which it is made."""
+    device = _target[-1] if _target else device
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return True
+    try:
+        plan(graph, device)
+    except Refused:
+        return False
+    return True
+
+
 # -- ahead of a network ------------------------------------------------------------------------------------------------
 
 
-def graphs_of(fn: Callable[[], object]) -> list[Graph]:
-    """The graphs that `fn()` runs, whose tensors are on the meta device; each once."""
-    with _impl.record([]) as launches, _impl.use_impl("cudnn"):
-        fn()
+def graphs_of(fn: Callable[[], object], device: torch.device) -> list[Graph]:
+    """The graphs that `fn()` would run on a device; its tensors are on the meta device. Each once."""
+    _target.append(device)
+    try:
+        with _impl.record([]) as launches, _impl.use_impl("cudnn"):
+            fn()
+    finally:
+        _target.pop()
     found = {launch.graph.key: launch.graph for launch in launches if isinstance(launch, Planned)}
     return list(found.values())
 

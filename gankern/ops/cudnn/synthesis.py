@@ -41,7 +41,7 @@ def _layer(c: Chain, k: int, x: Tensor) -> Tensor:
         return y if last else ys
     out = c.empty(c.channels[k], c.size(k))
     if not c.merged(k):
-        small = {"d": c.row(c.scale, k), "b": c.row(c.bias, k), "style": c.style_of(k)}
+        small = {"d": c.scales[k], "b": c.biases_[k], "style": c.style_of(k)}
         maps, strengths = ([c.noise(k)], [c.strength_of(k)]) if c.noises else ([], [])
         _run(x, c.weights[k], small, maps, strengths, out, c.alpha)
         return out
@@ -58,7 +58,7 @@ def _merged_layer(c: Chain, k: int, x: Tensor, out: Tensor) -> None:
         parts = noise.view(n, h // 2, 2, w // 2, 2).permute(2, 4, 0, 1, 3).contiguous()[:, :, :, None]
         maps = [part.unbind(0) for part in parts]
         strengths = (c.strength_of(k) * merging.of_columns(channels, x.device, c.dtype)).unbind(0)
-    small = {"d": c.row(c.scale, k), "b": c.row(c.bias, k), "style": style}
+    small = {"d": c.scales[k], "b": c.biases_[k], "style": style}
     small = {name: None if t is None else torch.cat([t, t], -1) for name, t in small.items()}
     for row, kernel in enumerate(merging.phases(merging.merged(c.weights[k], c.taps))):
         _run(x, kernel, small, maps[row] if maps else [], strengths, merging.rows_of(out, row), c.alpha)
@@ -93,9 +93,11 @@ def _forward_impl(
     """The RGB of every layer that has it, [N, 3, H, W]; and where `keep`, what every layer wrote."""
     c = Chain(x, *map(list, (styles, weights, d, noises, strengths, biases)), matrix, f, list(kinds), alpha, gain)
     c.prepare()
-    from_styled = torch.cat([_inverse_of(c, k) for k in range(c.count) if c.rgb(k)], 1)
-    by_styled = (c.matrix * from_styled[:, None]).to(x.dtype).split(_rgb_channels(c), 2)
-    images, kept, of_layer = [], [], iter(by_styled)
+    ones = torch.ones_like(c.d[-1], dtype=c.dtype)
+    from_written = torch.cat([(*c.inverses, ones)[k] for k in range(c.count) if c.rgb(k)], 1)  # y from what is written
+    of_written = (c.matrix_ * from_written[:, None]).to(x.dtype)
+    of_written = of_written.split([n for k, n in enumerate(c.channels) if c.rgb(k)], 2)
+    images, kept, of_layer = [], [], iter(of_written)
     for k in range(c.count):
         x = _layer(c, k, x)
         if keep:
@@ -104,17 +106,6 @@ def _forward_impl(
             image = torch.bmm(next(of_layer), pixels(x).transpose(1, 2))
             images.append(image.unflatten(2, x.shape[2:]))
     return images + kept
-
-
-def _rgb_channels(c: Chain) -> list[int]:
-    return [c.channels[k] for k in range(c.count) if c.rgb(k)]
-
-
-def _inverse_of(c: Chain, k: int) -> Tensor:
-    """What gives layer k's y back from what it wrote, [N, C]."""
-    if k == c.count - 1:
-        return torch.ones_like(c.d[k], dtype=c.dtype)
-    return c.row(c.inverse, k)
 
 
 _synthesis = _impl.register("synthesis", _forward_impl)
@@ -194,9 +185,9 @@ def _backward(ctx, grads):
     channels = [t.shape[1] for t in d]
     found = [
         dx,
-        _like(ds.split(channels[:-1], 1) if styles else [], styles),
+        _like(ds.split([t.shape[1] for t in styles], 1) if styles else [], styles),
         dw if need_w else [None] * len(weights),
-        _like(dd.split(channels, 1), d),
+        _like(dd.split([t.numel() for t in d]), d),
         [None] * ctx.lengths[3],
         _like(dstrength.split(1) if wanted and strengths else [None] * len(strengths), strengths),
         _like(db.split(channels) if wanted else [None] * len(biases), biases),
@@ -206,7 +197,7 @@ def _backward(ctx, grads):
 
 
 def _like(grads: Sequence[Tensor | None], of: Sequence[Tensor]) -> list[Tensor | None]:
-    return [None if g is None else g.to(t.dtype).view(t.shape) for g, t in zip(grads, of, strict=True)]
+    return [None if g is None else g.view(t.shape) if g.is_contiguous() else g for g, t in zip(grads, of, strict=True)]
 
 
 def _differentiable(ctx, operands: list, images: list[Tensor | None]) -> tuple:

@@ -1,5 +1,6 @@
 """The backward pass of StyleGAN2's synthesis network in fused convolutions: equations in synthesis.py."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -8,12 +9,14 @@ from torch import Tensor
 from gankern.ops.conv2d import library_conv2d, library_input_grad, library_weight_grad
 from gankern.ops.cudnn import layers, merging
 from gankern.ops.cudnn.graph import spec
-from gankern.ops.cudnn.plans import run
-from gankern.ops.cudnn.synthesis_operands import Chain, filter_passes, passes, pixels
+from gankern.ops.cudnn.layers import turned
+from gankern.ops.cudnn.plans import VARIANTS, accepts, run
+from gankern.ops.cudnn.synthesis_operands import Chain, filter_passes, pixels
 
 
 class _Gradients:
-    """Where every layer's small gradients gather; those whose kernel makes sums of them, as [N, ΣC] each."""
+    """Where every layer's small gradients gather: the sums over its image, [N, ΣC] each; or whole, of the layers whose
+    pass is one of our own."""
 
     NAMES = ("of_style", "of_bias", "of_noise", *(f"of_rgb{j}" for j in range(layers.RGB)))
 
@@ -22,71 +25,93 @@ class _Gradients:
         total = c.first[-1]
         self.sums = torch.zeros([len(self.NAMES), c.x.shape[0], total], dtype=c.dtype, device=c.x.device)
         self.own: dict[int, tuple] = {}
-        self.own_rgb: dict[int, Tensor] = {}
 
     def of(self, k: int, name: str) -> Tensor:
         return self.c.row(self.sums[self.NAMES.index(name)], k)
 
+    def set(self, k: int, first: int, sums: Tensor) -> None:
+        """Layer k's sums [.., N, C] from that of number `first` on."""
+        self.c.row(self.sums[first : first + len(sums)], k).copy_(sums)
+
     def results(self) -> list[Tensor]:
-        """[dstyles [N, ΣC], dd [N, ΣC], dstrength [K], dbias [ΣC], dmatrix [N, 3, ΣC]], side by side as Chain has
-        them; layers that a pass of our own served bring theirs."""
+        """[dstyles [N, ΣC], dd [Σ N·C], dstrength [K], dbias [ΣC], dmatrix [N, 3, ΣC]]: side by side as Chain has them,
+        dd one after the other."""
         c = self.c
         of_style, of_bias, of_noise = self.sums[:3]
-        style = torch.cat([c.style, torch.ones_like(c.d[-1], dtype=c.dtype)], 1)
-        zero = c.matrix.new_zeros(1, 1, 1)
-        m = [c.matrices(k) if c.rgb(k) else zero.expand(len(c.x), 3, c.channels[k]) for k in range(c.count)]
+        style = torch.cat([*c.styles_, torch.ones_like(c.d[-1], dtype=c.dtype)], 1)
+        zero = c.matrix_.new_zeros(1, 1, 1)
+        m = [c.matrices(k) if c.rgb(k) else zero.expand(len(c.x), layers.RGB, c.channels[k]) for k in range(c.count)]
         of_p = style * of_style + (torch.cat(m, 2) * self.sums[3:].transpose(0, 1)).sum(1)
-        dd = of_p - c.bias * of_bias
+        dd = of_p - torch.cat(c.biases_) * of_bias
+        dstrength = self.sums.new_empty(0)
         if c.strengths:
             layer = _layer_of(tuple(c.channels), c.x.device)
-            dd = dd - c.strength[:, 0].index_select(0, layer) * of_noise
+            dd = dd - c.strengths_[:, 0].index_select(0, layer) * of_noise
+            dstrength = self._strengths(layer, c.gain * of_noise.sum(0))
         dd = dd / torch.cat(c.d, 1)
-        db, ds = c.gain * of_bias.sum(0), of_style
-        dstrength = c.biases[0].new_empty(0)
-        if c.strengths:
-            dstrength = torch.zeros(c.count, dtype=c.dtype, device=c.x.device)
-            dstrength = dstrength.index_add(0, layer, c.gain * of_noise.sum(0))
-        parts = [[c.row(t, k) for k in range(c.count)] for t in (ds, dd, db)]
-        for k, (own_b, own_strength, own_d, own_s) in self.own.items():
-            parts[1][k], parts[2][k] = own_d, own_b.to(c.dtype)
-            if own_s is not None:
-                parts[0][k] = own_s
-            if own_strength is not None:
-                dstrength[k : k + 1] += own_strength
-        of_matrix = [
-            self.own_rgb[k] if k in self.own_rgb else c.row(self.sums[3:], k).transpose(0, 1)
-            for k in range(c.count)
-            if c.rgb(k)
-        ]
-        ds = torch.cat(parts[0][:-1], 1) if c.styles else c.x.new_empty(0)
-        return [ds, torch.cat(parts[1], 1), dstrength, torch.cat(parts[2]), torch.cat(of_matrix, 2).to(c.matrix.dtype)]
+        parts = [[c.row(t, k) for k in range(c.count)] for t in (of_style, dd, c.gain * of_bias.sum(0))]
+        for k, (own_b, _, own_d, own_s) in self.own.items():
+            parts[0][k], parts[1][k], parts[2][k] = own_s, own_d, own_b
+        of_matrix = [c.row(self.sums[3:], k).transpose(0, 1) for k in range(c.count) if c.rgb(k)]
+        ds = torch.cat(parts[0][:-1], 1).to(c.styles[0].dtype) if c.styles else c.x.new_empty(0)
+        dd = torch.cat(parts[1], 1).to(c.d[0].dtype).reshape(-1)
+        results = [ds, dd.index_select(0, _one_by_one(tuple(c.channels), len(c.x), dd.device)), dstrength]
+        return [*results, torch.cat(parts[2]).to(c.biases[0].dtype), torch.cat(of_matrix, 2).to(c.matrix.dtype)]
+
+    def _strengths(self, layer: Tensor, of_channels: Tensor) -> Tensor:
+        """[K], of each channel's part and of the layers that have theirs."""
+        own = [self.own[k][1] for k in sorted(self.own)]
+        if own:
+            layer = torch.cat([layer, _numbers(tuple(sorted(self.own)), layer.device)])
+            of_channels = torch.cat([of_channels, torch.stack(own)])
+        found = torch.zeros(self.c.count, dtype=of_channels.dtype, device=of_channels.device)
+        return found.index_add(0, layer, of_channels).to(self.c.strengths[0].dtype)
 
 
-_layer_numbers: dict[tuple, Tensor] = {}  # as few as there are networks; a captured graph may hold the address
+@functools.cache  # as many as there are networks; never dropped, since a captured graph may hold the address
+def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, device=device)
 
 
 def _layer_of(channels: tuple[int, ...], device: torch.device) -> Tensor:
     """The layer's number of each channel, [ΣC]."""
-    key = channels, device
-    if device.type == "meta" or key not in _layer_numbers:
-        with torch.inference_mode(False):
-            _layer_numbers[key] = torch.tensor([k for k, n in enumerate(channels) for _ in range(n)], device=device)
-    return _layer_numbers[key]
+    return _numbers(tuple(k for k, n in enumerate(channels) for _ in range(n)), device)
 
 
-def _last(c: Chain, y: Tensor, dimage: Tensor | None, into: _Gradients) -> Tensor:
+@functools.cache
+def _one_by_one(channels: tuple[int, ...], n: int, device: torch.device) -> Tensor:
+    """Where each element of layers' [N, C], one after the other, stands in [N, ΣC]."""
+    total, first, places = sum(channels), 0, []
+    for c in channels:
+        places += [i * total + first + j for i in range(n) for j in range(c)]
+        first += c
+    return _numbers(tuple(places), device)
+
+
+def _last(c: Chain, y: Tensor, dimage: Tensor, into: _Gradients) -> Tensor:
     """dt of the last layer, whose output only its RGB reads."""
     k = c.count - 1
+    if not c.filtered(k):
+        from gankern.ops.cudnn import kernels
+
+        noise = c.noise(k) if c.strengths else None
+        dt, sums = kernels.rgb_gradient(dimage.to(y.dtype), c.matrices(k), y, c.scales[k], noise, c.alpha)
+        into.set(k, into.NAMES.index("of_bias"), sums)
+        return dt
     rgb = dimage.flatten(2).to(y.dtype)
-    dy = torch.bmm(rgb.transpose(1, 2), c.matrices(k).to(y.dtype))
-    dy = dy.unflatten(1, y.shape[2:]).permute(0, 3, 1, 2)
-    into.own_rgb[k] = torch.bmm(rgb, pixels(y))
-    wanted = (True, bool(c.strengths), True, False)
-    if c.filtered(k):
-        backward, args = filter_passes().backward, (c.f, c.fir(), _before_fir(c, k))
-        dt, into.own[k] = backward(dy, None, y, None, *args, c.pass_operands(k), wanted)
-    else:
-        dt, into.own[k] = passes().backward(dy, None, y, None, c.pass_operands(k), wanted)
+    dy = torch.bmm(rgb.transpose(1, 2), c.matrices(k).to(y.dtype)).unflatten(1, y.shape[2:]).permute(0, 3, 1, 2)
+    into.set(k, into.NAMES.index("of_rgb0"), torch.bmm(rgb, pixels(y)).transpose(0, 1))
+    return _through_filter(c, k, dy, None, y, into)
+
+
+def _through_filter(c: Chain, k: int, dy: Tensor | None, dys: Tensor | None, saved: Tensor, into: _Gradients) -> Tensor:
+    """dt of a layer that a filter stands behind, through our pass."""
+    last = k == c.count - 1
+    y, ys = (saved, None) if last else (None, saved)
+    wanted = (True, bool(c.strengths), True, not last)
+    args = (c.f, c.fir(), _before_fir(c, k), c.pass_operands(k), wanted)
+    dt, into.own[k] = filter_passes().backward(dy, dys, y, ys, *args)
     return dt
 
 
@@ -105,35 +130,54 @@ def _weight_gradient(c: Chain, k: int, dt: Tensor, x: Tensor) -> Tensor:
 
 
 def _input_gradient(c: Chain, k: int, dt: Tensor, saved: Tensor, dimage: Tensor | None, into: _Gradients) -> Tensor:
-    """From layer k's dt: to dt of the layer before, or to its dx̃ where a filter stands in that one's pass."""
-    w, stride, padding = c.weights[k], 1, 1
-    transposed = w.transpose(0, 1)
+    """dt of the layer before layer k, from its own."""
+    w, transposed, stride, padding = c.weights[k], None, 1, 1
     if c.merged(k):
         transposed = merging.merged(w, c.taps).transpose(0, 1).contiguous(memory_format=torch.channels_last)
         stride, padding = 2, 2
     elif c.up(k):
-        stride, padding = 2, 0
-    if c.filtered(k - 1):
-        if c.up(k):
-            return library_conv2d(dt, transposed, stride, padding, False)
-        return library_input_grad(dt, w, saved.shape, stride, padding, False)
+        transposed, stride, padding = w.transpose(0, 1), 2, 0
     j = k - 1
-    operands = {"style": c.row(c.style, j), "saved": saved, "inverse": c.row(c.inverse, j)}
-    image = matrix = None
+    if c.filtered(j):
+        if c.up(k):
+            dx = library_conv2d(dt, transposed, stride, padding, False)
+        else:
+            dx = library_input_grad(dt, w, saved.shape, stride, padding, False)
+        return _through_filter(c, j, None, dx, saved, into)
+    small = {"style": c.styles_[j], "saved": saved, "inverse": c.inverses[j], "scale": c.scales[j]}
+    small["noise"] = c.noise(j) if c.strengths else None
     if dimage is not None:
-        image, matrix = dimage.to(saved.dtype), c.matrices(j).to(c.dtype)
-        operands |= {f"matrix{i}": matrix[:, i] for i in range(layers.RGB)}
-        operands |= {f"image{i}": image[:, i : i + 1] for i in range(layers.RGB)}
-    noise = c.noise(j) if c.strengths else None
-    operands |= {"noise": noise, "scale": c.row(c.scale, j)}
-    form, w = ("conv", transposed) if c.up(k) else ("gradient", w)
-    specs = [spec(dt), spec(w), *(spec(operands[name]) for name in ("style", "saved", "inverse"))]
-    specs += [None if matrix is None else spec(matrix[:, 0]), None if image is None else spec(image[:, :1])]
-    specs += [None if noise is None else spec(noise), spec(operands["scale"]), spec(into.of(j, "of_style"))]
-    graph = layers.modulated_gradient(form, *specs, stride, padding, c.alpha)
-    out = torch.empty_like(saved)
-    run(graph, operands | {"dt": dt, "w": w, "dt'": out} | {name: into.of(j, name) for name in into.NAMES})
+        image, matrix = dimage.to(saved.dtype), c.matrices(j)
+        small |= {f"matrix{i}": matrix[:, i] for i in range(layers.RGB)}
+        small |= {f"image{i}": image[:, i : i + 1] for i in range(layers.RGB)}
+    out, sums = torch.empty_like(saved), {name: into.of(j, name) for name in into.NAMES}
+    for form, summed in VARIANTS:
+        if c.up(k) and form == "gradient":
+            continue
+        kernel = w if form == "gradient" else transposed if c.up(k) else turned(w)
+        named = [small.get(n) for n in ("style", "saved", "inverse", "matrix0", "image0", "noise", "scale")]
+        named.append(sums["of_style"] if summed else None)
+        specs = [None if t is None else spec(t) for t in (dt, kernel, *named)]
+        graph = layers.modulated_gradient(form, *specs, stride, padding, c.alpha)
+        if accepts(graph, dt.device):
+            break
+    run(graph, small | sums | {"dt": dt, "w": kernel, "dt'": out})
+    if not summed:
+        _sums(c, j, out, saved, dimage, into)
     return out
+
+
+def _sums(c: Chain, k: int, dt: Tensor, saved: Tensor, dimage: Tensor | None, into: _Gradients) -> None:
+    """Layer k's sums, which its kernel didn't make."""
+    from gankern.ops.cudnn import kernels
+
+    noise = c.noise(k) if c.strengths else None
+    of_bias, of_noise, of_ey = kernels.gradient_sums(dt, saved, c.inverses[k], c.scales[k], noise, c.alpha)
+    if dimage is not None:
+        of_rgb = torch.bmm(dimage.flatten(2).to(saved.dtype), pixels(saved)).to(c.dtype) * c.inverses[k][:, None]
+        of_ey = of_ey - (c.matrices(k) * of_rgb).sum(1)
+        into.set(k, into.NAMES.index("of_rgb0"), of_rgb.transpose(0, 1))
+    into.set(k, 0, torch.stack([of_ey * c.inverses[k], of_bias, of_noise]))
 
 
 def backward(
@@ -166,10 +210,5 @@ def backward(
         if k == 0:
             dx = library_input_grad(dt, c.weights[0], x.shape, 1, 1, False)
             break
-        grad = _input_gradient(c, k, dt, kept[k - 1], of_layer.get(k - 1), into)
-        if c.filtered(k - 1):
-            args = (c.f, c.fir(), _before_fir(c, k - 1), c.pass_operands(k - 1))
-            wanted = (True, bool(c.strengths), True, True)
-            grad, into.own[k - 1] = filter_passes().backward(None, grad, None, kept[k - 1], *args, wanted)
-        dt = grad
+        dt = _input_gradient(c, k, dt, kept[k - 1], of_layer.get(k - 1), into)
     return [dx, *into.results(), *reversed(dweights)]

@@ -7,7 +7,6 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from gankern.ops import _impl
 from gankern.ops.conv2d import transposed_padding
 from gankern.ops.cudnn import merging
 from gankern.ops.modulated_conv2d.layer import Operands
@@ -72,31 +71,41 @@ class Chain:
         return torch.empty(shape, dtype=self.x.dtype, device=self.x.device, memory_format=torch.channels_last)
 
     def prepare(self) -> None:
-        """The small operands of all layers in float32, the gain in them, side by side."""
-        self.scale = torch.cat(self.d, 1).to(self.dtype) * self.gain
-        self.bias = torch.cat(self.biases).to(self.dtype) * self.gain
-        style = torch.cat(self.styles, 1).to(self.dtype)
-        self.style = torch.where(style.abs() < TINY, TINY, style)
-        self.inverse = self.style.reciprocal()
+        """The small operands of all layers in float32, the gain in them."""
+        self.scales = self._rows([d.shape[1] for d in self.d], self.d, self.gain)
+        self.biases_ = (torch.cat(self.biases).to(self.dtype) * self.gain).split(self.channels)
+        self.styles_, self.inverses = [], []
+        if self.styles:
+            flat = torch.cat([s.reshape(-1) for s in self.styles]).to(self.dtype)
+            flat = torch.where(flat.abs() < TINY, TINY, flat)
+            sizes = [s.numel() for s in self.styles]
+            for rows, t in ((self.styles_, flat), (self.inverses, flat.reciprocal())):
+                rows += [part.view(len(self.x), -1) for part in t.split(sizes)]
         if self.strengths:  # four of each, so that each begins at a multiple of 16 bytes
-            self.strength = (torch.stack(self.strengths).to(self.dtype) * self.gain).view(-1, 1).repeat(1, 4)
+            self.strengths_ = (torch.stack(self.strengths).to(self.dtype) * self.gain).view(-1, 1).repeat(1, 4)
+        self.matrix_ = self.matrix.to(self.dtype)
         self.taps = None
         if any(map(self.merged, range(self.count))):
-            self.taps = merging.merge_matrix(self.f.to(self.dtype), True, 4.0)
+            self.taps = merging.merge_matrix(self.f.to(self.dtype), True, 4.0).to(self.x.dtype)
+
+    def _rows(self, sizes: list[int], tensors: list[Tensor], gain: float) -> list[Tensor]:
+        """Each [N, C] in float32 times `gain`, contiguous."""
+        flat = torch.cat([t.reshape(-1) for t in tensors]).to(self.dtype) * gain
+        return [part.view(-1, n) for part, n in zip(flat.split([t.numel() for t in tensors]), sizes, strict=True)]
 
     def row(self, t: Tensor, k: int) -> Tensor:
-        """Layer k's part [N, C] or [C] of operands side by side."""
+        """Layer k's part [..., C] of what lies side by side."""
         return t[..., self.first[k] : self.first[k + 1]]
 
     def style_of(self, k: int) -> Tensor | None:
-        return None if k == self.count - 1 else self.row(self.style, k)
+        return None if k == self.count - 1 else self.styles_[k]
 
-    def strength_of(self, k: int) -> Tensor | None:
-        return self.strength[k, 0] if self.strengths else None
+    def strength_of(self, k: int) -> Tensor:
+        return self.strengths_[k, 0]
 
     def matrices(self, k: int) -> Tensor:
         """[N, 3, C] of layer k's RGB."""
-        return self.matrix[:, :, self.rgb_first[k] : self.rgb_first[k + 1]]
+        return self.matrix_[:, :, self.rgb_first[k] : self.rgb_first[k + 1]]
 
     def pass_operands(self, k: int) -> Operands:
         """For the pass that runs as a kernel of our own."""
@@ -112,10 +121,6 @@ def filter_passes():
     from gankern.ops.modulated_conv2d import fir
 
     return fir
-
-
-def passes():
-    return _impl.launchers("gankern.ops.modulated_conv2d", "cudnn")
 
 
 def pixels(x: Tensor) -> Tensor:
