@@ -14,6 +14,8 @@ import itertools
 import torch
 from torch import Tensor
 
+from gankern.ops._settings import measured, pow2
+
 TAPS = 3, 4, 6
 """Of the convolution, the filter and both."""
 
