@@ -20,7 +20,7 @@ from gankern.bench.timing import Clock, bandwidth, peak_bytes
 from gankern.errors import InputError
 from gankern.ops import _impl, _settings
 
-PROVIDERS = ("eager", "compile", "triton", "triton_gemm", "cuda", "reference")
+PROVIDERS = ("eager", "compile", "triton", "triton_gemm", "cuda", "cudnn", "reference")
 DEVICE = "cuda"
 QUICK_BYTES = 64 * 2**20
 ORDER = {"forward": 0, "backward": 1, "both": 1, "double": 2}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gankern import ops
 from gankern.nn.scaled import Scaled
 from gankern.ops._gradients import twice_ahead
+from gankern.ops._impl import runs_whole
 from gankern.ops.bias_act import ACTIVATIONS
 from gankern.ops.cudnn import discriminator, merging, plans, synthesis
 from gankern.ops.cudnn.synthesis_operands import MERGED, RGB, UP
@@ -66,6 +67,11 @@ def _without_memory(t: Tensor) -> Tensor:
     return nn.Parameter(like, t.requires_grad) if isinstance(t, nn.Parameter) else like
 
 
+def _activation(block: nn.Module, channels: int, device: torch.device) -> Tensor:
+    """An activation at a block's resolution, of no samples: what a choice goes by."""
+    return torch.empty([0, channels, block.resolution, block.resolution], dtype=block.dtype, device=device)
+
+
 class _Unhashed(list):
     """What doesn't count when a call is remembered."""
 
@@ -89,10 +95,10 @@ def _equal(_: tuple, filters: _Unhashed) -> bool:
 def serves_synthesis(network: nn.Module, ws: Tensor, noises: Sequence[Tensor | None]) -> bool:
     """Whether the synthesis network runs as one operator on ws's device."""
     blocks = network.blocks()
-    x = torch.empty(0, dtype=blocks[0].dtype, device=ws.device)
+    x = _activation(blocks[-1], blocks[-1].conv1.weight.shape[0], ws.device)
     plain = network.img_channels == 3 and all(n is None or not n.requires_grad for n in noises)
     mode = "none" if noises[0] is None else "const" if noises[0].ndim == 2 else "random"
-    plain = plain and synthesis.chained(x) and _plain(blocks)
+    plain = plain and runs_whole("synthesis", x) and _plain(blocks)
     return plain and _ready(network, ws, lambda copy_, like: copy_(like, mode))
 
 
@@ -130,10 +136,9 @@ def images(
 def serves_discriminator(D: nn.Module, img: Tensor) -> bool:
     """Whether all blocks of the discriminator but the last run as one operator on img's device."""
     blocks = D.blocks()
-    x = torch.empty(0, dtype=blocks[0].dtype, device=img.device)
-    return (
-        blocks[0].architecture == "resnet" and discriminator.chained(x) and _plain(blocks) and _ready(D, img, _judged)
-    )
+    x = _activation(blocks[0], blocks[0].conv0.weight.shape[0], img.device)
+    plain = blocks[0].architecture == "resnet" and runs_whole("discriminator", x) and _plain(blocks)
+    return plain and _ready(D, img, _judged)
 
 
 def _judged(D: nn.Module, img: Tensor) -> Tensor:

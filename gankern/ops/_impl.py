@@ -143,6 +143,21 @@ def _best(op: str, x: torch.Tensor) -> tuple[str, str | None]:
     return "reference", first
 
 
+def runs_whole(network: str, x: torch.Tensor) -> bool:
+    """Whether `network`, called on x's device with activations of x's dtype, is to run as one operator in cuDNN's fused
+    convolutions: where these are forced, or were measured to be faster. Raises ValueError where they are forced and
+    can't run."""
+    forced, source = _forced_impl(None)
+    if forced is not None:
+        reason = (obstacle("cudnn", x.device) or _wrong_type("cudnn", x)) if forced == "cudnn" else None
+        if reason:
+            raise ValueError(f"{source}={forced!r}: {network} can't run so: {reason}")
+        return forced == "cudnn"
+    if x.device.type != "cuda" or torch.compiler.is_compiling() or _settings.implementation(network, x) != "cudnn":
+        return False
+    return (obstacle("cudnn", x.device) or _wrong_type("cudnn", x)) is None
+
+
 def runs_fused(x: torch.Tensor) -> bool:
     """Whether operators called on x run as fused kernels here, so that a longer fusion pays."""
     return choose("bias_act_upfirdn2d", None, x) != "reference"

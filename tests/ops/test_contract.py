@@ -131,6 +131,7 @@ NOT_AUTOGRAD = {
     "residual_branches_backward": [(4, 8, 6, 4), (4, 6, 3, 2), (4, 6, 6, 4), W, F4, True, 1],
 }
 ELSEWHERE = ("upfirdn2d_bias_act", "bias_act_upfirdn2d")  # with their own tests: test_fir_act.py
+ELSEWHERE += ("synthesis", "discriminator")  # whole networks: test_cudnn_*.py
 
 
 def operands(spec, dtype, channels_last, grad):

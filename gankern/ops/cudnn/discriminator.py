@@ -279,12 +279,6 @@ def _backward(ctx, grads):
 
 
 _impl.register_autograd(_discriminator, _backward, setup_context=_save)
-_impl.declare("discriminator", "triton", "cudnn", "reference")
-
-
-def chained(x: Tensor) -> bool:
-    """Whether StyleGAN2's discriminator runs on x's device as this operator; else layer by layer."""
-    return _impl.choose("discriminator", None, x) == "cudnn"
 
 
 def discriminator(

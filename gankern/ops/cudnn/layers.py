@@ -35,7 +35,7 @@ def turned(w: Tensor) -> Tensor:
 def modulated(
     x: Spec,
     w: Spec,
-    d: Spec,
+    d: Spec | None,
     noise: Spec | None,
     strength: Spec | None,
     bias: Spec | None,
@@ -45,16 +45,20 @@ def modulated(
     maps: int,
     padding: int,
     alpha: float | None,
+    gain: Spec | None = None,
 ) -> Graph:
-    """A modulated layer, or every second row of an upsampling one. alpha None: linear. Of each noise map there is
-    "noise0", ..., and what it is multiplied by: a number, or its channels' [C], "strength0", ..."""
+    """A modulated layer, or every second row of an upsampling one. alpha None: linear; gain None: in
+    d, the strengths and the bias. Of each noise map there is "noise0", ..., and what it is multiplied by: a number, or
+    its channels' [C], "strength0", ..."""
     g = Draft("layer")
-    v = g.mul(g.conv(g.input("x", x), g.input("w", w), 1, padding), g.input("d", d))
+    v = g.conv(g.input("x", x), g.input("w", w), 1, padding)
+    v = v if d is None else g.mul(v, g.input("d", d))
     for j in range(maps if noise is not None else 0):
         map_ = g.input(f"noise{j}", noise)
         v = g.add(v, map_ if strength is None else g.mul(map_, g.input(f"strength{j}", strength)))
     v = v if bias is None else g.add(v, g.input("b", bias))
     v = v if alpha is None else g.lrelu(v, alpha)
+    v = v if gain is None else g.mul(v, g.input("gain", gain))
     if y is not None:
         g.output(v, "y", y)
     if ys is not None:

@@ -213,12 +213,6 @@ def _differentiable(ctx, operands: list, images: list[Tensor | None]) -> tuple:
 
 
 _impl.register_autograd(_synthesis, _backward, setup_context=_save)
-_impl.declare("synthesis", "triton", "cudnn", "reference")
-
-
-def chained(x: Tensor) -> bool:
-    """Whether StyleGAN2's synthesis network runs on x's device as this operator; else layer by layer."""
-    return _impl.choose("synthesis", None, x) == "cudnn"
 
 
 def synthesis(

@@ -4,6 +4,8 @@ Bytes, with A an activation's: forward the convolution (A in, A out) and the pas
 and y in, dt out) and the convolution's two gradients. An x that isn't styled yet costs a pass of its own each way.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -96,7 +98,14 @@ def _matrix_backward(dt: Tensor, t: Tensors, needs: list[bool]) -> list[Tensor |
 
 def forward(t: Tensors, layer: Layer) -> tuple[Tensor, Tensor]:
     """(y, y · next_styles); an empty tensor for the one that isn't asked for."""
-    if layer.impl != "cuda":
+    if layer.impl == "cudnn" and not _per_sample(t, layer):
+        from gankern.ops.cudnn import layer as graphs
+
+        x = styled(t.x, layer, t.styles)
+        if (found := graphs.forward(t, layer, x)) is not None:
+            return found
+        t = replace(t, x=x, styles=None)
+    elif layer.impl != "cuda":
         from gankern.ops.modulated_conv2d import gemm
 
         if gemm.serves(t, layer):

@@ -35,7 +35,7 @@ class Layer:
     @property
     def sub_impl(self) -> str:
         """What the operators without a convolution of their own run as."""
-        return "triton" if self.impl == "triton_gemm" else self.impl
+        return "triton" if self.impl in ("triton_gemm", "cudnn") else self.impl
 
     @property
     def plain(self) -> bool:

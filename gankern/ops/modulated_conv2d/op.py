@@ -268,7 +268,7 @@ def _backward_backward(ctx, ddx, _dw, _ds, ddd, _dnoise, _dstrength, _db, ddnext
 
 _impl.register_autograd(_modulated_conv2d, _backward, setup_context=_save)
 _impl.register_autograd(_modulated_conv2d_backward, _backward_backward, setup_context=_save_backward)
-_impl.declare("modulated_conv2d", "triton", "triton_gemm", "cuda", "reference")
+_impl.declare("modulated_conv2d", "triton", "triton_gemm", "cuda", "cudnn", "reference")
 
 # -- public -----------------------------------------------------------------------------------------------------------
 
