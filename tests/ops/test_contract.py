@@ -130,8 +130,7 @@ NOT_AUTOGRAD = {
     "prepare_weights_backward": [(96,), (14,), (96,), *PREPARED],
     "residual_branches_backward": [(4, 8, 6, 4), (4, 6, 3, 2), (4, 6, 6, 4), W, F4, True, 1],
 }
-ELSEWHERE = ("upfirdn2d_bias_act", "bias_act_upfirdn2d")  # with their own tests: test_fir_act.py
-ELSEWHERE += ("synthesis", "discriminator")  # whole networks: test_cudnn_*.py
+ELSEWHERE = ("upfirdn2d_bias_act", "bias_act_upfirdn2d", "synthesis", "discriminator")  # test_fir_act, test_cudnn_*
 
 
 def operands(spec, dtype, channels_last, grad):
@@ -330,7 +329,7 @@ def test_use_impl_nests_and_ends(monkeypatch):
 
 @pytest.mark.unforced
 def test_use_impl_refuses_unknown_names():
-    with pytest.raises(ValueError, match=r"expected one of reference, triton, triton_gemm, cuda$"):
+    with pytest.raises(ValueError, match=r"expected one of reference, triton, triton_gemm, cuda, cudnn$"):
         use_impl("nonsense").__enter__()
 
 
