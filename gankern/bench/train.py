@@ -57,9 +57,10 @@ PROVIDERS: dict[str, Make] = {
     "graphs": trained.step,
     "triton": functools.partial(_under, "triton"),
     "cuda": functools.partial(_under, "cuda"),
+    "cudnn": functools.partial(_under, "cudnn"),
 }
 """eager: operators in plain PyTorch. compile: those under torch.compile. fused: what is chosen on this GPU; graphs:
-that in the trainer's own updates, as CUDA graphs; triton and cuda: forced."""
+that in the trainer's own updates, as CUDA graphs; triton, cuda and cudnn: forced."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def check(race: Race) -> None:
         return
     if race.peer_repo:
         raise InputError(f"--peer-repo {race.peer_repo}: it needs a CUDA GPU, not --device cpu")
-    wanted = {"fused": None, "graphs": None, "triton": "triton", "cuda": "cuda"}
+    wanted = {"fused": None, "graphs": None, "triton": "triton", "cuda": "cuda", "cudnn": "cudnn"}
     for name in race.providers:
         impl = wanted.get(name, "reference")
         reason = "on a CPU it is eager" if impl is None else _impl.obstacle(impl, torch.device("cpu"))

@@ -51,7 +51,7 @@ def _add_traffic(actions: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(func=run_traffic)
     _step(parser)
-    parser.add_argument("--impl", choices=account.IMPLS, help="count one alone (default: both)")
+    parser.add_argument("--impl", choices=account.IMPLS, help="count one alone (default: all)")
     parser.add_argument("--json", metavar="FILE", help="write everything that was counted")
 
 

@@ -44,6 +44,21 @@ def print_kernels() -> None:
         print(f"             from gankern {made['gankern']}, torch {made['torch']}, flags {made['flags']}")
 
 
+def print_graphs() -> None:
+    """Whether cuDNN's fused convolutions can run, with which versions, and why not."""
+    import torch
+
+    from gankern.ops import _impl
+    from gankern.ops.cudnn import frontend
+
+    found = frontend.module()
+    versions = found if isinstance(found, str) else f"frontend and cuDNN {frontend.versions()}"
+    reason = _impl.obstacle("cudnn", torch.device("cuda")) if torch.cuda.is_available() else "no CUDA GPU"
+    if reason is None and found.backend_version() < frontend.NATIVE_CUDNN:
+        reason = f"without native kernels for Hopper, which came with {frontend.version_name(frontend.NATIVE_CUDNN)}"
+    print(f"cudnn graphs {versions}" + (f"; {reason}" if reason and reason != found else ""))
+
+
 def run(args: argparse.Namespace) -> int:
     import torch
 
@@ -68,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("gpu          none that torch can use")
     print_kernels()
+    print_graphs()
     for name in SWITCHES:
         if os.environ.get(name):
             print(f"{name:<16} {os.environ[name]}")

@@ -137,6 +137,7 @@ def _running(group) -> None:
     )
     _flag(group, "--graph", "replay training steps as CUDA graphs (default, where that is possible)")
     group.add_argument("--impl", choices=IMPLS, help="of the operators: fused kernels or plain PyTorch (default auto)")
+    _flag(group, "--tune", "with --impl cudnn: time the kernels that cuDNN proposes, once for each GPU (default no)")
     group.add_argument("--tick", type=float, metavar="KIMG", help="between two lines of statistics (default 4)")
     group.add_argument("--snap", type=int, metavar="TICKS", help="between two snapshots (default 50)")
     group.add_argument("--checkpoint-minutes", type=float, metavar="M", help="between checkpoints besides (default 10)")

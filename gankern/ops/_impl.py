@@ -108,7 +108,7 @@ def choose(op: str, impl: str | None, x: torch.Tensor) -> str:
     """
     have = _declared[op]
     impl, source = _forced_impl(impl)
-    if impl is not None and source != "impl" and impl not in have:
+    if impl is not None and source != "impl" and (impl not in have or (impl == "cudnn" and _wrong_type(impl, x))):
         impl = _nearest(impl, have, x.device)
     if impl is not None:
         if impl not in have:
@@ -149,10 +149,10 @@ def runs_whole(network: str, x: torch.Tensor) -> bool:
     can't run."""
     forced, source = _forced_impl(None)
     if forced is not None:
-        reason = (obstacle("cudnn", x.device) or _wrong_type("cudnn", x)) if forced == "cudnn" else None
+        reason = obstacle("cudnn", x.device) if forced == "cudnn" else None
         if reason:
             raise ValueError(f"{source}={forced!r}: {network} can't run so: {reason}")
-        return forced == "cudnn"
+        return forced == "cudnn" and _wrong_type("cudnn", x) is None
     if x.device.type != "cuda" or torch.compiler.is_compiling() or _settings.implementation(network, x) != "cudnn":
         return False
     return (obstacle("cudnn", x.device) or _wrong_type("cudnn", x)) is None

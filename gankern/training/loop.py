@@ -64,7 +64,12 @@ def train(config: Config, run: RunDir | Onlooker, world: World = ALONE) -> int:
     run.log(dataset.summary())
     torch.manual_seed(config.seed)
     stop, watchdog = _StopSignals(), Watchdog(world)
-    with use_operators(config.impl, device), _stream(config, dataset, device, run, world) as stream, stop, watchdog:
+    with (
+        use_operators(config.impl, device, config.tune),
+        _stream(config, dataset, device, run, world) as stream,
+        stop,
+        watchdog,
+    ):
         trainer = TRAINERS[config.model](config, device, _label_sampler(dataset, config), run.log, world)
         snapshots = Snapshots(config, run, dataset, device, world)
         saves = _Checkpoints(config, run, trainer, stream, world)

@@ -1,6 +1,7 @@
-"""--impl: which implementation of the operators a run takes."""
+"""--impl and --tune: which implementation of the operators a run takes, and whether cuDNN's plans are timed."""
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -9,9 +10,15 @@ from gankern.ops import use_impl
 from gankern.ops._impl import interpreting, obstacle
 
 
-def use_operators(impl: str, device: torch.device) -> contextlib.AbstractContextManager:
+def use_operators(impl: str, device: torch.device, tune: bool = False) -> contextlib.AbstractContextManager:
     """Around a run: "auto" as the operators choose themselves, "reference" plain PyTorch, "fused" kernels (on a GPU
-    those that were measured to be fastest). Raises InputError where there are none."""
+    those that were measured to be fastest), "cudnn" those of its fused convolutions, with `tune` the fastest of each.
+    Raises InputError where there are none."""
+    if impl == "cudnn":
+        reason = obstacle("cudnn", device)
+        if reason:
+            raise InputError(f"--impl cudnn: not possible on {device}: {reason.replace('x is', 'the run is')}")
+        return _fused_convolutions(tune)
     if impl == "auto":
         return contextlib.nullcontext()
     if impl == "reference":
@@ -20,3 +27,11 @@ def use_operators(impl: str, device: torch.device) -> contextlib.AbstractContext
     if reason:
         raise InputError(f"--impl fused: not possible on {device}: {reason.replace('x is', 'the run is')}")
     return use_impl("triton") if interpreting() and device.type == "cpu" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _fused_convolutions(tune: bool) -> Iterator[None]:
+    from gankern.ops.cudnn import plans
+
+    with use_impl("cudnn"), plans.timed_builds() if tune else contextlib.nullcontext():
+        yield

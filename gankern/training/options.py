@@ -8,13 +8,13 @@ from typing import Any
 from gankern.errors import InputError
 
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
-IMPLS = ("auto", "reference", "fused")
+IMPLS = ("auto", "reference", "fused", "cudnn")
 
 UNMEASURED = 16
 """Images at a time outside of training, where --batch-gpu auto says nothing of them."""
 
 RUN_OPTIONS = {"kimg", "batch_gpu", "tick", "snap", "checkpoint_minutes", "keep", "metric_images", "device"}
-RUN_OPTIONS |= {"workers", "memory_gb", "max_skipped", "graph", "impl", "recompute", "ranks"}
+RUN_OPTIONS |= {"workers", "memory_gb", "max_skipped", "graph", "impl", "tune", "recompute", "ranks"}
 """Options that may differ when a run is continued."""
 
 
@@ -59,6 +59,7 @@ class Config:
     ranks: int = 1  # torchrun's, never given as an option
     graph: bool = True
     impl: str = "auto"
+    tune: bool = False
 
     @classmethod
     def given(cls, explicit: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +80,10 @@ class Config:
             raise InputError(f"--seed {self.seed}: expected a whole number from 0 to 2^63 - 1")
         self.expect_one_of(PRECISIONS, "precision")
         self.expect_one_of(IMPLS, "impl")
+        if self.impl == "cudnn" and self.precision not in ("bf16", "fp16"):
+            raise InputError(f"--impl cudnn: not in {self.precision}; expected --precision bf16 or fp16")
+        if self.tune and self.impl != "cudnn":
+            raise InputError(f"--tune: times cuDNN's plans, and --impl is {self.impl}; expected --impl cudnn beside it")
         if self.channel_base // self.resolution < 1:
             raise InputError(f"--channel-base {self.channel_base}: no channels are left at {self.resolution} px")
 
