@@ -41,7 +41,9 @@ def execute(graph: Graph, given: list) -> None:
     for step in graph.steps:
         values[step.name] = _run(step, [values[name] for name in step.of])
         assert tuple(values[step.name].shape) == step.shape, f"{graph.name}: {step}"
+    sums = {step.name for step in graph.steps if step.kind == "sum"}
     for name, value, described in graph.outputs:
         out = tensors[name]
+        assert value not in sums or not out.any(), f"{graph.name}: {name} isn't zero before its sum is added to it"
         assert spec(out) == described, f"{graph.name}: {name} lies as {spec(out)}, described as {described}"
         out.as_strided(described.shape, described.strides).copy_(values[value])
