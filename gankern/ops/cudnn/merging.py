@@ -13,6 +13,7 @@ import functools
 import torch
 from torch import Tensor
 
+from gankern.ops import _impl
 from gankern.ops._settings import measured, pow2
 
 TAPS = 3, 4, 6
@@ -44,10 +45,9 @@ def _gather(up: bool) -> tuple[tuple[int, ...], ...]:
     return tuple(table)
 
 
-@functools.cache  # as few as there are devices; never dropped, since a captured graph may hold the address
+@_impl.constant
 def _index(up: bool, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(_gather(up), device=device)
+    return torch.tensor(_gather(up), device=device)
 
 
 def pays(w: Tensor, f: Tensor, resolution: int) -> bool:
@@ -98,8 +98,7 @@ def rows_of(y: Tensor, row: int) -> Tensor:
     return y.as_strided([n, 2 * c, height // 2, width // 2], strides, y.storage_offset() + row * width * c)
 
 
-@functools.cache  # as above
+@_impl.constant
 def of_columns(channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """[2, 2·C]: 1 for the channels of the first column, and of the second."""
-    with torch.inference_mode(False):
-        return torch.eye(2, device=device, dtype=dtype).repeat_interleave(channels, 1)
+    return torch.eye(2, device=device, dtype=dtype).repeat_interleave(channels, 1)

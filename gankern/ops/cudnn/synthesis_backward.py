@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gankern.ops import _impl
 from gankern.ops.conv2d import library_conv2d, library_input_grad, library_weight_grad
 from gankern.ops.cudnn import layers, merging
 from gankern.ops.cudnn.graph import spec
@@ -62,16 +63,10 @@ class _Gradients:
         return [ds, torch.cat(parts[1], 1), dstrength, torch.cat(parts[2]), torch.cat(of_matrix, 2).to(c.matrix.dtype)]
 
 
-_layer_numbers: dict[tuple, Tensor] = {}  # as few as there are networks; a captured graph may hold the address
-
-
+@_impl.constant
 def _layer_of(channels: tuple[int, ...], device: torch.device) -> Tensor:
     """The layer's number of each channel, [ΣC]."""
-    key = channels, device
-    if device.type == "meta" or key not in _layer_numbers:
-        with torch.inference_mode(False):
-            _layer_numbers[key] = torch.tensor([k for k, n in enumerate(channels) for _ in range(n)], device=device)
-    return _layer_numbers[key]
+    return torch.tensor([k for k, n in enumerate(channels) for _ in range(n)], device=device)
 
 
 def _last(c: Chain, y: Tensor, dimage: Tensor | None, into: _Gradients) -> Tensor:
