@@ -16,10 +16,13 @@ from PIL import Image
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is decorated, so before the first operator runs
 
+import cudnn_executor  # imports the operators
+
 from gankern import binary, build
 from gankern.bench.interpreter import mend
 from gankern.cli import main
 from gankern.ops import _cuda
+from gankern.ops.cudnn import plans
 
 mend()
 
@@ -71,6 +74,23 @@ def host_build(builds) -> Path:
     library = build.build("host", cache=builds)
     _cuda.load_host(library)
     return library
+
+
+@pytest.fixture
+def fused_graphs(monkeypatch):
+    """impl="cudnn" on CPU tensors, each graph run step by step, into tensors that hold NaN before; the graphs that
+    ran."""
+    ran = []
+
+    def execute(graph, given):
+        ran.append(graph)
+        cudnn_executor.execute(graph, given)
+
+    monkeypatch.setattr(plans, "execute", execute)
+    monkeypatch.setattr(plans, "problem", lambda device: None)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills what torch.empty gives
+    yield ran
+    torch.use_deterministic_algorithms(False)
 
 
 # -- small datasets and runs ------------------------------------------------------------------------------------------

@@ -230,6 +230,19 @@ def fake(fn: Callable) -> Callable:
     return run
 
 
+def constant(fn: Callable) -> Callable:
+    """`fn`, which makes tensors of numbers known beforehand: once for its arguments, and kept, since a captured graph
+    may hold the address. In a dry run, whose tensors aren't there, it is made anew."""
+    kept = functools.cache(fn)
+
+    @functools.wraps(fn)
+    def run(*args):
+        with torch.inference_mode(False):
+            return fn(*args) if getattr(_dry, "depth", 0) else kept(*args)
+
+    return run
+
+
 BODIES: dict[str, Callable] = {}
 """The Python function behind each registered operator, by its qualified name: an account of bytes looks inside."""
 

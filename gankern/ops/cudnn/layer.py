@@ -8,6 +8,7 @@ import functools
 import torch
 from torch import Tensor
 
+from gankern.ops import _impl
 from gankern.ops._layout import is_channels_last
 from gankern.ops.cudnn import layers
 from gankern.ops.cudnn.graph import Graph, spec
@@ -15,10 +16,9 @@ from gankern.ops.cudnn.plans import accepts, run
 from gankern.ops.modulated_conv2d.layer import Layer, Tensors
 
 
-@functools.cache  # as few as there are gains and devices; never dropped, since a captured graph may hold the address
+@_impl.constant
 def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.full([], value, dtype=dtype, device=device)
+    return torch.full([], value, dtype=dtype, device=device)
 
 
 def _operands(t: Tensors, layer: Layer, x: Tensor) -> dict[str, Tensor | None]:

@@ -14,6 +14,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from gankern.ops import _impl
 from gankern.ops._settings import measured, pow2
 
 TAPS = 3, 4, 6
@@ -39,11 +40,10 @@ def _gather(up: bool) -> tuple[list[list[int]], list[list[float]]]:
     return [taps[i : i + k * k] for i in rows], [there[i : i + k * k] for i in rows]
 
 
-@functools.cache  # as few as there are devices; never dropped, since a captured graph may hold the address
+@_impl.constant
 def _constants(up: bool, gain: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     taps, there = _gather(up)
-    with torch.inference_mode(False):
-        return torch.tensor(taps, device=device), gain * torch.tensor(there, device=device, dtype=dtype)
+    return torch.tensor(taps, device=device), gain * torch.tensor(there, device=device, dtype=dtype)
 
 
 def pays(w: Tensor, f: Tensor, resolution: int) -> bool:
@@ -94,8 +94,7 @@ def rows_of(y: Tensor, row: int) -> Tensor:
     return y.as_strided([n, 2 * c, height // 2, width // 2], strides, y.storage_offset() + row * width * c)
 
 
-@functools.cache  # as above
+@_impl.constant
 def of_columns(channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """[2, 2·C]: 1 for the channels of the first column, and of the second."""
-    with torch.inference_mode(False):
-        return torch.eye(2, device=device, dtype=dtype).repeat_interleave(channels, 1)
+    return torch.eye(2, device=device, dtype=dtype).repeat_interleave(channels, 1)

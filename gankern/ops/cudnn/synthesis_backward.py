@@ -1,11 +1,11 @@
 """The backward pass of StyleGAN2's synthesis network in fused convolutions: equations in synthesis.py."""
 
-import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from gankern.ops import _impl
 from gankern.ops.conv2d import library_conv2d, library_input_grad, library_weight_grad
 from gankern.ops.cudnn import layers, merging
 from gankern.ops.cudnn.graph import spec
@@ -68,10 +68,9 @@ class _Gradients:
         return found.index_add(0, layer, of_channels).to(self.c.strengths[0].dtype)
 
 
-@functools.cache  # as many as there are networks; never dropped, since a captured graph may hold the address
+@_impl.constant
 def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(numbers, device=device)
+    return torch.tensor(numbers, device=device)
 
 
 def _layer_of(channels: tuple[int, ...], device: torch.device) -> Tensor:
@@ -79,14 +78,14 @@ def _layer_of(channels: tuple[int, ...], device: torch.device) -> Tensor:
     return _numbers(tuple(k for k, n in enumerate(channels) for _ in range(n)), device)
 
 
-@functools.cache
+@_impl.constant
 def _one_by_one(channels: tuple[int, ...], n: int, device: torch.device) -> Tensor:
     """Where each element of layers' [N, C], one after the other, stands in [N, ΣC]."""
     total, first, places = sum(channels), 0, []
     for c in channels:
         places += [i * total + first + j for i in range(n) for j in range(c)]
         first += c
-    return _numbers(tuple(places), device)
+    return torch.tensor(places, device=device)
 
 
 def _last(c: Chain, y: Tensor, dimage: Tensor, into: _Gradients) -> Tensor:

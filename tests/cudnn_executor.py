@@ -37,11 +37,13 @@ def execute(graph: Graph, given: list) -> None:
         t = tensors[name]
         assert spec(t) == described, f"{graph.name}: {name} lies as {spec(t)}, described as {described}"
         wide = torch.promote_types(t.dtype, torch.float32)
-        values[name] = t.to(wide).as_strided(described.shape, described.strides)
+        values[name] = t.as_strided(described.shape, described.strides).to(wide)
     for step in graph.steps:
         values[step.name] = _run(step, [values[name] for name in step.of])
         assert tuple(values[step.name].shape) == step.shape, f"{graph.name}: {step}"
+    sums = {step.name for step in graph.steps if step.kind == "sum"}
     for name, value, described in graph.outputs:
         out = tensors[name]
+        assert value not in sums or not out.any(), f"{graph.name}: {name} isn't zero before its sum is added to it"
         assert spec(out) == described, f"{graph.name}: {name} lies as {spec(out)}, described as {described}"
         out.as_strided(described.shape, described.strides).copy_(values[value])
