@@ -232,13 +232,14 @@ def fake(fn: Callable) -> Callable:
 
 def constant(fn: Callable) -> Callable:
     """`fn`, which makes tensors of numbers known beforehand: once for its arguments, and kept, since a captured graph
-    may hold the address. In a dry run, whose tensors aren't there, it is made anew."""
+    may hold the address. In a dry run, where a tensor may be another's stand-in, only those on the meta device are."""
     kept = functools.cache(fn)
 
     @functools.wraps(fn)
     def run(*args):
         with torch.inference_mode(False):
-            return fn(*args) if getattr(_dry, "depth", 0) else kept(*args)
+            stands_in = getattr(_dry, "depth", 0) and torch.device("meta") not in args
+            return fn(*args) if stands_in else kept(*args)
 
     return run
 
