@@ -5,16 +5,18 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from ops_util import assert_close, assert_half_error, assert_same_derivatives, check_gradients, rand
+from ops_util import assert_close, assert_half_error, assert_same_derivatives, check_gradients, derivatives, rand
 from torch._subclasses import FakeTensorMode
 
 from gankern import ops
 from gankern.bench.account import count
+from gankern.models.progan import Discriminator
+from gankern.nn.layers import EqualizedConv2d
 from gankern.ops import _impl
 
 pytestmark = pytest.mark.unforced
 SLOPE = 0.2
-FORMS = {  # stride, padding, kernel, keyword arguments, the graph's values in place of 5.0
+FORMS = {  # stride, padding, kernel, keyword arguments
     "fromrgb": (1, 0, 1, {}),
     "conv": (1, 1, 3, {"gain": 0.7, "alpha": 0.3}),
     "down": (2, 0, 3, {"gain": -0.5}),
@@ -192,6 +194,44 @@ def test_bytes_of_a_layer_with_a_residual():
         assert 7 * a <= backward.bytes <= 7.1 * a  # the pass: two in, one out; each of the convolution's gradients: 2
 
 
+# -- in the networks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("down", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_an_equalized_convolution(fused_graphs, monkeypatch, kernel, down):
+    """The filter stays in front of the graph, and the gain is in the weight."""
+    torch.manual_seed(0)
+    layer = EqualizedConv2d(3, 4, kernel, act="lrelu", down=down).double()
+    x, root2 = rand(2, 3, 8, 6, channels_last=True), 2**0.5
+    w, padding = layer.weight * layer.weight_gain, kernel // 2
+    u = ops.conv2d_resample(x, w, layer.resample_filter.double(), down=down, padding=padding)
+    monkeypatch.setattr(ops, "conv2d_bias_act", functools.partial(ops.conv2d_bias_act, impl="cudnn"))
+    assert_close(layer(x, gain=0.5), 0.5 * root2 * F.leaky_relu(u, SLOPE), 1e-12)
+    (graph,) = fused_graphs
+    assert "gain" not in dict(graph.inputs)
+
+
+def test_progans_critic(fused_graphs, monkeypatch):
+    """From RGB, two convolutions a block and the last: each one graph, in a fade too."""
+    torch.manual_seed(0)
+    sizes = {
+        "img_resolution": 16,
+        "channel_base": 64,
+        "channel_max": 8,
+        "fused_from": 16,
+        "compute_dtype": torch.float64,
+    }
+    critic = Discriminator(**sizes).double()
+    inputs = {"img": rand(4, 3, 16, 16)}
+    want = derivatives(lambda img: critic(img, 0.5), inputs | {"img": inputs["img"].requires_grad_()})
+    monkeypatch.setattr(ops, "conv2d_bias_act", functools.partial(ops.conv2d_bias_act, impl="cudnn"))
+    got = derivatives(lambda img: critic(img, 0.5), inputs)
+    for name in want:
+        assert_close(got[name], want[name], 1e-10, name)
+    assert len(fused_graphs) == 2 + 2 * 2 + 1
+
+
 # -- the operator's contract -------------------------------------------------------------------------------------------
 
 X, W = (4, 6, 5, 3), (8, 6, 3, 3)
@@ -207,6 +247,19 @@ def test_opcheck(fused_graphs, name):
     args = [rand(*v, seed=i, grad=True) if isinstance(v, tuple) else v for i, v in enumerate(SPECS[name])]
     checks = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
     torch.library.opcheck(torch.ops.gankern.conv2d_bias_act.default, [*args, "reference"], test_utils=checks)
+
+
+def test_both_results_pass_their_gradients_on(fused_graphs):
+    x, w, b, residual, *args = [rand(*v, grad=True) if isinstance(v, tuple) else v for v in SPECS["residual"]]
+    y, before = torch.ops.gankern.conv2d_bias_act.default(x, w, b, residual, *args, "reference")
+    want = 1.4 * F.leaky_relu(F.conv2d(x, w, b, 2, 1), 0.2)
+    for got, true in (((y, before), (want + residual, want)), ((before,), (want,))):
+        pairs = [
+            torch.autograd.grad(v, (x, w, b, residual), [t.detach().sin() for t in true], True, allow_unused=True)
+            for v in (got, true)
+        ]
+        for a, c in zip(*pairs, strict=True):
+            assert a is c is None or a.allclose(c, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("chosen", ["reference", "cudnn"])
