@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gankern import ops
-from gankern.bench.sites import CLAMP, Make, Network, Site, Tensors, along, plain_act, plain_fir
+from gankern.bench.sites import CLAMP, SQRT2, Make, Network, Site, Tensors, along, plain_act, plain_fir
 from gankern.ops import Weight
 
 # -- modulated_conv2d -------------------------------------------------------------------------------------------------
@@ -126,3 +126,35 @@ def branches(site: Site, t: Tensors, impl: str | None) -> Tensor:
 
 def branches_eager(site: Site, t: Tensors) -> Tensor:
     return _together(F.conv2d(t["x"], t["weight"], padding=1), plain_fir(t["x"], t["whole"], 1, stride=2))
+
+
+# -- conv2d_bias_act ---------------------------------------------------------------------------------------------------
+
+
+def conv_sites(network: Network) -> list[Site]:
+    """The discriminator's: from RGB, of the same size, and those that reduce (with the sum in StyleGAN2's)."""
+    same = [Site("conv0", c, r, c) for c, r in network.levels()]
+    last = "conv1 down" if network.kind == "progan" else "conv1 down + sum"
+    reducing = [Site(last, c, r, network.channels(r // 2)) for c, r in network.levels(8)]
+    return [Site("fromrgb", 3, r, c) for c, r in network.levels()[-1:]] + same + reducing
+
+
+def _stride(site: Site) -> int:
+    return 2 if "down" in site.kind else 1
+
+
+def conv_tensors(site: Site, make: Make) -> Tensors:
+    k, size = 1 if site.kind == "fromrgb" else 3, site.size // _stride(site)
+    t = {"x": make.image(site), "weight": make(site.out, site.channels, k, k), "bias": make(site.out)}
+    return t | {"residual": make(make.batch, site.out, size, size)} if "sum" in site.kind else t
+
+
+def conv(site: Site, t: Tensors, impl: str | None) -> Tensor:
+    args = _stride(site), t["weight"].shape[-1] // 2
+    return ops.conv2d_bias_act(t["x"], t["weight"], t["bias"], *args, residual=t.get("residual"), impl=impl)
+
+
+def conv_eager(site: Site, t: Tensors) -> Tensor:
+    y = F.conv2d(t["x"], t["weight"], t["bias"], _stride(site), t["weight"].shape[-1] // 2)
+    y = F.leaky_relu(y, 0.2) * SQRT2
+    return y + t["residual"] if "residual" in t else y

@@ -316,6 +316,19 @@ OPS: dict[str, Op] = {
         (Site("block", *_MIDDLE, 128),),
         memory_bound=False,
     ),
+    "conv2d_bias_act": Op(
+        modulated.conv_sites,
+        modulated.conv_tensors,
+        modulated.conv,
+        modulated.conv_eager,
+        {"forward": (1, 1), "backward": (2, 2)},
+        (
+            Site("conv0", *_MIDDLE, 128),
+            Site("conv1 down + sum", *_MIDDLE, 256),
+            Site("fromrgb", 3, 1024, 32),
+        ),
+        memory_bound=False,
+    ),
     "demodulate": Op(
         modulated.demodulation_sites,
         modulated.demodulation_tensors,

@@ -83,17 +83,22 @@ class Conv(_Weighted):
         )
         self.resample, self.fused = resample, fused
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, activate: bool = False) -> tuple[Tensor, Tensor] | Tensor:
+        """`activate`: the result with its bias and leaky ReLU instead."""
         x, w, b = self.operands(x)
+        stride, padding = 1, w.shape[-1] // 2
         if self.fused:
             padded = F.pad(w, [1, 1, 1, 1])
             w = padded[:, :, 1:, 1:] + padded[:, :, :-1, 1:] + padded[:, :, 1:, :-1] + padded[:, :, :-1, :-1]
             if self.resample == "up":
-                return ops.conv2d(x, w.transpose(0, 1), stride=2, padding=1, transposed=True), b
-            return ops.conv2d(x, w * 0.25, stride=2, padding=1), b
-        if self.resample == "up":
+                pair = ops.conv2d(x, w.transpose(0, 1), stride=2, padding=1, transposed=True), b
+                return _activate(pair) if activate else pair
+            w, stride, padding = w * 0.25, 2, 1
+        elif self.resample == "up":
             x = upscale(x, 2)
-        return ops.conv2d(x, w, padding=w.shape[-1] // 2), b
+        if activate:
+            return ops.conv2d_bias_act(x, w, b, stride, padding, "lrelu", SLOPE, 1.0)
+        return ops.conv2d(x, w, stride, padding), b
 
 
 def upscale(x: Tensor, factor: int) -> Tensor:
@@ -291,21 +296,21 @@ class Discriminator(_Growing):
             raise ValueError(f"img has shape {tuple(img.shape)}, expected {want}]")
         img = img.to(self.compute_dtype, memory_format=torch.channels_last)
         img = downscale(img, img.shape[-1] // r)
-        x = _activate(getattr(self, f"b{r}").fromrgb(img))
+        x = getattr(self, f"b{r}").fromrgb(img, activate=True)
         for i in range(stage, 0, -1):
             block, next_block = (getattr(self, f"b{self.resolutions[j]}") for j in (i, i - 1))
-            x = _activate(block.conv0(x))
-            x = _activate(block.conv1(x))
+            x = block.conv0(x, activate=True)
+            x = block.conv1(x, activate=True)
             x = x if block.conv1.fused else downscale(x, 2)
             if i == stage and fade is not None:
-                x = x + (_activate(next_block.fromrgb(downscale(img, 2))) - x) * fade
+                x = x + (next_block.fromrgb(downscale(img, 2), activate=True) - x) * fade
         return self._judge(x)
 
     def _judge(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         block = self.b4
         if self.group_size:
             x = ops.minibatch_stddev(x, self.group_size)
-        x = _activate(block.conv(x))
+        x = block.conv(x, activate=True)
         x = x.contiguous().flatten(1).to(torch.promote_types(x.dtype, torch.float32))
         x = _activate(block.dense0(x))
         y, b = block.dense1(x)

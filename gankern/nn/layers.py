@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gankern import ops
 from gankern.ops._impl import uncast
+from gankern.ops.conv2d import filtered_before
 
 NOISE_MODES = ("random", "const", "none")
 
@@ -127,16 +128,14 @@ class EqualizedConv2d(nn.Module):
     def forward(self, x: Tensor, gain: float = 1.0, scaled: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
         """`scaled`: the result of the method, where it is made for many layers at once."""
         w, b = self.scaled(x, gain) if scaled is None else scaled
-        act = self.activation(gain)
-        y = ops.conv2d_resample(
-            x,
-            w,
-            self.resample_taps,
-            up=self.up,
-            down=self.down,
-            padding=w.shape[-1] // 2,
-            flip_weight=self.up == 1,
-        )
+        act, k = self.activation(gain), w.shape[-1]
+        if (self.up, self.down) == (1, 1):
+            return ops.conv2d_bias_act(x, w, b, padding=k // 2, **act)
+        if (self.up, self.down) == (1, 2):
+            x, stride = filtered_before(x, self.resample_taps, k, k // 2)
+            return ops.conv2d_bias_act(x, w, b, stride, **act)
+        args = {"up": self.up, "down": self.down, "padding": k // 2, "flip_weight": self.up == 1}
+        y = ops.conv2d_resample(x, w, self.resample_taps, **args)
         if b is None and self.act == "linear" and act["clamp"] is None:
             return y
         return ops.bias_act(y, b, **act)
@@ -186,7 +185,7 @@ def residual_block(
         residual = ops.conv2d(reduced, (scaled.get(skip) or skip.scaled(x, gain))[0])
     t = ops.bias_act_upfirdn2d(t, b, f, padding=ops.downsample_padding(f, k // 2), **first.activation())
     w, b = scaled.get(second) or second.scaled(x, gain)
-    return ops.bias_act(ops.conv2d(t, w, stride=2), b, **second.activation(gain), residual=residual)
+    return ops.conv2d_bias_act(t, w, b, 2, **second.activation(gain), residual=residual)
 
 
 class ModulatedConv2d(nn.Module):

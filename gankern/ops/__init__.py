@@ -1,7 +1,8 @@
 """Fused operators; each is twice differentiable and needs nothing else of gankern.
 
 An operator is a folder: `op` has its equations, reference, registration and gradients, `kernels` its Triton kernels,
-which the first call that needs them imports. `conv2d`, whose convolution is the library's, is a file.
+which the first call that needs them imports. `conv2d` and `conv_act`, whose convolution is the
+library's, are files.
 """
 
 from gankern.ops._gradients import differentiated_twice, no_weight_gradients
@@ -9,6 +10,7 @@ from gankern.ops._impl import implementations, runs_fused, use_impl
 from gankern.ops.bias_act import bias_act, bias_act_reference, default_gain
 from gankern.ops.bias_act_pixel_norm import bias_act_pixel_norm, bias_act_pixel_norm_reference
 from gankern.ops.conv2d import conv2d, conv2d_resample, downsample_padding, upsample_padding
+from gankern.ops.conv_act import conv2d_bias_act
 from gankern.ops.demodulate import demodulate
 from gankern.ops.fir_act import bias_act_upfirdn2d, upfirdn2d_bias_act
 from gankern.ops.grid_sample import grid_sample
@@ -28,6 +30,7 @@ __all__ = [
     "bias_act_reference",
     "bias_act_upfirdn2d",
     "conv2d",
+    "conv2d_bias_act",
     "conv2d_resample",
     "default_gain",
     "demodulate",

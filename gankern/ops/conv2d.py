@@ -118,6 +118,23 @@ _impl.register_autograd(conv2d_weight_grad, _weight_grad_backward, setup_context
 # -- public -----------------------------------------------------------------------------------------------------------
 
 
+def check_weight(x: Tensor, weight: Tensor, transposed: bool = False, groups: int = 1) -> None:
+    """Raises ValueError unless `weight` is 4-dimensional with x's channels, and of x's dtype."""
+    channels = -1 if weight.ndim != 4 else weight.shape[0] if transposed else weight.shape[1] * groups
+    if x.ndim != 4 or channels != x.shape[1]:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, which doesn't fit x of shape {tuple(x.shape)}")
+    if groups < 1 or weight.shape[0] % groups:
+        raise ValueError(f"groups={groups}, expected a divisor of the {weight.shape[0]} filters of weight")
+    if x.dtype != weight.dtype:
+        raise ValueError(f"weight is {weight.dtype}, expected x's {x.dtype}")
+
+
+def output_shape(x: Tensor, weight: Tensor, stride: int, padding: int) -> list[int]:
+    """Of conv2d(x, weight, stride, padding)."""
+    size = ((v + 2 * padding - k) // stride + 1 for v, k in zip(x.shape[2:], weight.shape[2:], strict=True))
+    return [x.shape[0], weight.shape[0], *size]
+
+
 def conv2d(
     x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, *, transposed: bool = False, groups: int = 1
 ) -> Tensor:
@@ -126,13 +143,7 @@ def conv2d(
 
     Differentiable to any order; bias belongs to `bias_act`. Raises ValueError where channels or dtypes don't match.
     """
-    channels = -1 if weight.ndim != 4 else weight.shape[0] if transposed else weight.shape[1] * groups
-    if x.ndim != 4 or channels != x.shape[1]:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, which doesn't fit x of shape {tuple(x.shape)}")
-    if groups < 1 or weight.shape[0] % groups:
-        raise ValueError(f"groups={groups}, expected a divisor of the {weight.shape[0]} filters of weight")
-    if x.dtype != weight.dtype:
-        raise ValueError(f"weight is {weight.dtype}, expected x's {x.dtype}")
+    check_weight(x, weight, transposed, groups)
     return _conv2d(x, weight, stride, padding, transposed, groups)
 
 
@@ -164,15 +175,20 @@ def conv2d_resample(
     if up == 1 and down == 1:
         return conv2d(x, w, padding=padding)
     if down == 2:
-        pad = downsample_padding(f, padding)
-        if k == 1:
-            return conv2d(upfirdn2d(x, f, down=2, padding=pad, impl=impl), w)
-        return conv2d(upfirdn2d(x, f, padding=pad, impl=impl), w, stride=2)
+        x, stride = filtered_before(x, f, k, padding, impl=impl)
+        return conv2d(x, w, stride)
     if k == 1:
         return upfirdn2d(conv2d(x, w), f, up=2, padding=upsample_padding(f, padding), gain=4, impl=impl)
     # a transposed correlation is a convolution: the kernel is flipped for flip_weight=True instead
     y = conv2d(x, weight.flip(2, 3).transpose(0, 1) if flip_weight else weight.transpose(0, 1), 2, transposed=True)
     return upfirdn2d(y, f, padding=transposed_padding(f, k, padding), gain=4, impl=impl)
+
+
+def filtered_before(x: Tensor, f: Tensor, k: int, padding: int = 0, *, impl: str | None = None) -> tuple[Tensor, int]:
+    """(FIR(x), the stride that is left) of a k x k convolution that pads by `padding` and reduces by 2: itself then
+    without padding, for 1x1 on the smaller image."""
+    pad = downsample_padding(f, padding)
+    return upfirdn2d(x, f, down=2 if k == 1 else 1, padding=pad, impl=impl), 1 if k == 1 else 2
 
 
 def downsample_padding(f: Tensor, padding: int = 0) -> list[int]:

@@ -14,7 +14,7 @@ from gankern.bench.cases import Site
 from gankern.ops import _triton
 
 pytest.importorskip("triton")
-FUSED = cases.fused()
+FUSED = [op for op in cases.fused() if op != "conv2d_bias_act"]  # whose pass is bias_act's
 EXEMPT = {"layer_gemm": "it computes more than it moves", "upfirdn2d_direct": "for large filters, no memory-bound path"}
 SMALL = {"demodulate", "prepare_weights"}
 """Operators of a few small matrices, or of all weights once a step."""

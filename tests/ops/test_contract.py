@@ -130,7 +130,7 @@ NOT_AUTOGRAD = {
     "prepare_weights_backward": [(96,), (14,), (96,), *PREPARED],
     "residual_branches_backward": [(4, 8, 6, 4), (4, 6, 3, 2), (4, 6, 6, 4), W, F4, True, 1],
 }
-ELSEWHERE = ("upfirdn2d_bias_act", "bias_act_upfirdn2d", "synthesis", "discriminator")  # test_fir_act, test_cudnn_*
+ELSEWHERE = ("upfirdn2d_bias_act", "bias_act_upfirdn2d", "conv2d_bias_act", "synthesis", "discriminator")  # test_*
 
 
 def operands(spec, dtype, channels_last, grad):

@@ -7,6 +7,7 @@ from gankern.ops.bias_act.op import (
     bias_act_backward,
     bias_act_reference,
     check_bias,
+    check_residual,
     default_gain,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "bias_act_backward",
     "bias_act_reference",
     "check_bias",
+    "check_residual",
     "default_gain",
 ]

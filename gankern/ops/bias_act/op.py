@@ -11,7 +11,7 @@ field's usual ones.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -294,6 +294,13 @@ def check_bias(bias: Tensor, x: Tensor, size: int) -> None:
         raise ValueError(f"bias is {bias.dtype} on {bias.device}, expected x's {x.dtype} on {x.device}")
 
 
+def check_residual(residual: Tensor, x: Tensor, shape: Sequence[int]) -> None:
+    """Raises ValueError unless `residual` has this shape, and x's dtype and device."""
+    if (tuple(residual.shape), residual.dtype, residual.device) != (tuple(shape), x.dtype, x.device):
+        found = f"{residual.dtype} of shape {tuple(residual.shape)} on {residual.device}"
+        raise ValueError(f"residual is {found}, expected x's {x.dtype} of shape {tuple(shape)} on {x.device}")
+
+
 def bias_act(
     x: Tensor,
     bias: Tensor | None = None,
@@ -323,7 +330,6 @@ def bias_act(
     else:
         dim = min(1, x.ndim - 1)
     args = activation_args(act, alpha, gain, clamp)
-    if residual is not None and (residual.shape, residual.dtype, residual.device) != (x.shape, x.dtype, x.device):
-        found = f"{residual.dtype} of shape {tuple(residual.shape)} on {residual.device}"
-        raise ValueError(f"residual is {found}, expected x's {x.dtype} of shape {tuple(x.shape)} on {x.device}")
+    if residual is not None:
+        check_residual(residual, x, x.shape)
     return _bias_act(x, bias, residual, dim, *args, _impl.choose("bias_act", impl, x))

@@ -17,7 +17,7 @@ from gankern.ops.modulated_conv2d.layer import Layer, Tensors
 
 
 @_impl.constant
-def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+def number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full([], value, dtype=dtype, device=device)
 
 
@@ -29,7 +29,7 @@ def _operands(t: Tensors, layer: Layer, x: Tensor) -> dict[str, Tensor | None]:
         noise = noise.to(wide).reshape([1] * (4 - noise.ndim) + list(noise.shape))
         noise = noise.expand(-1, 1, *layer.out_size(t.x, t.weight)).contiguous()
         strength = None if strength is None else strength.to(wide)
-    gain = None if layer.gain == 1 else _number(layer.gain, wide, x.device)
+    gain = None if layer.gain == 1 else number(layer.gain, wide, x.device)
     small = {"d": t.d, "style": t.next_styles}
     small = {name: None if s is None else s.to(wide).contiguous() for name, s in small.items()}
     return {"x": x, "w": w, "noise0": noise, "strength0": strength, "b": t.bias, "gain": gain} | small

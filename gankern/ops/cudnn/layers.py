@@ -1,7 +1,7 @@
 """The graphs of a layer: forward, and the gradient that reaches the layer before it.
 
     modulated     y = lrelu(d·C(x̃, w) + strength·noise + b)      x̃ and ys = s·y: styled by the layer that reads them
-    plain         y = lrelu(C(x, w) + b) [+ residual]
+    plain         y = gain·lrelu(C(x, w) + b) [+ residual]        with a residual also y before the sum
     gradient      E = s·Cᵢ(dt, w) + Σ_j m_j·dimg_j + extra         of what the layer before wrote, all of its readers
                   dt' = d'·g,  g = lrelu'(y')·E                    of that layer's convolution
 
@@ -76,12 +76,18 @@ def plain(
     stride: int,
     padding: int,
     alpha: float | None,
+    gain: Spec | None = None,
+    before: Spec | None = None,
 ) -> Graph:
-    """A layer of a discriminator or of ProGAN. alpha None: no activation."""
+    """A layer of a discriminator or of ProGAN. alpha None: no activation; gain None: none, or in the weight and the
+    bias. "before": y without the residual, for the activation's gradient."""
     g = Draft("conv")
     v = g.conv(g.input("x", x), g.input("w", w), stride, padding)
     v = v if bias is None else g.add(v, g.input("b", bias))
     v = v if alpha is None else g.lrelu(v, alpha)
+    v = v if gain is None else g.mul(v, g.input("gain", gain))
+    if before is not None:
+        g.output(v, "before", before)
     v = v if residual is None else g.add(v, g.input("residual", residual))
     g.output(v, "y", y)
     return g.done()
