@@ -44,6 +44,14 @@ def print_kernels() -> None:
         print(f"             from gankern {made['gankern']}, torch {made['torch']}, flags {made['flags']}")
 
 
+def print_graphs() -> None:
+    """The frontend and cuDNN that fused convolutions would run on, or why they can't."""
+    from gankern.ops.cudnn import frontend
+
+    found = frontend.module()
+    print(f"cudnn graphs {found if isinstance(found, str) else frontend.versions()}")
+
+
 def run(args: argparse.Namespace) -> int:
     import torch
 
@@ -68,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("gpu          none that torch can use")
     print_kernels()
+    print_graphs()
     for name in SWITCHES:
         if os.environ.get(name):
             print(f"{name:<16} {os.environ[name]}")
