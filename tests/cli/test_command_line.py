@@ -69,7 +69,7 @@ def test_version_and_env(cli):
     assert cli("--version")[1].startswith("gankern ")
     code, out, _ = cli("env")
     assert code == 0
-    for word in ("torch", "modulated_conv2d", "reference"):
+    for word in ("torch", "modulated_conv2d", "reference", "cudnn graphs"):
         assert word in out
 
 

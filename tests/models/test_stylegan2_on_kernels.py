@@ -19,10 +19,10 @@ pytestmark = pytest.mark.skipif(not _impl.interpreting(), reason="the interprete
 
 @contextlib.contextmanager
 def running(impl):
-    """Force an implementation; on Triton with large tiles for the filters, since each program costs the interpreter."""
+    """Force an implementation; where Triton filters with large tiles, since each program costs the interpreter."""
     with contextlib.ExitStack() as stack:
-        if impl == "triton":
-            for module in ("modulated_conv2d.fir", "fir_act.kernels"):
+        if impl in ("triton", "cudnn"):
+            for module in ("modulated_conv2d.fir", "fir_act.kernels", "upfirdn2d.kernels"):
                 importlib.import_module(f"gankern.ops.{module}")
             for name, configs in CONFIGS.items():
                 if "BYTES" in configs[0]:
