@@ -11,11 +11,11 @@ from cudnn_notes import Frontend
 from test_selection import image
 
 from gankern.ops import _impl, use_impl
-from gankern.ops.cudnn import discriminator, frontend, layers, plans, synthesis
+from gankern.ops.cudnn import frontend, layers, plans
 from gankern.ops.cudnn.graph import spec
 
 pytestmark = pytest.mark.unforced
-OPERATORS = {"synthesis": synthesis.chained, "discriminator": discriminator.chained}
+NETWORKS = ("synthesis", "discriminator")
 
 
 # -- the description ---------------------------------------------------------------------------------------------------
@@ -180,18 +180,34 @@ def test_forced_on_a_cpu():
     x = torch.zeros(1, 3, 4, 4)
     with use_impl("cudnn"):
         assert _impl.choose("bias_act", None, x) == "triton"
-        for op, chained in OPERATORS.items():
-            with pytest.raises(ValueError, match=f"use_impl='cudnn': {op} can't run so: x is on cpu, expected a CUDA"):
-                chained(x)
+        for network in NETWORKS:
+            with pytest.raises(ValueError, match=f"use_impl='cudnn': {network} can't run so: x is on cpu, expected a"):
+                _impl.runs_whole(network, x)
+        with pytest.raises(ValueError, match="use_impl='cudnn': modulated_conv2d can't run so: x is on cpu"):
+            _impl.choose("modulated_conv2d", None, x)
 
 
 def test_forced_by_the_environment_without_a_frontend(monkeypatch):
     monkeypatch.setenv("GANKERN_IMPL", "cudnn")
     monkeypatch.setattr(frontend, "module", lambda: "nvidia-cudnn-frontend isn't installed")
-    with pytest.raises(ValueError, match="GANKERN_IMPL='cudnn': synthesis can't run so: nvidia-cudnn-frontend isn't"):
-        _impl.choose("synthesis", None, image())
+    for choose in (lambda x: _impl.runs_whole("synthesis", x), lambda x: _impl.choose("modulated_conv2d", None, x)):
+        with pytest.raises(ValueError, match=r"GANKERN_IMPL='cudnn': \w+ can't run so: nvidia-cudnn-frontend isn't"):
+            choose(image())
     monkeypatch.setattr(plans, "problem", lambda device: None)
-    assert _impl.choose("synthesis", None, image()) == "cudnn"
+    assert _impl.runs_whole("synthesis", image())
+    assert _impl.choose("modulated_conv2d", None, image()) == "cudnn"
+    # a network has layers in float32 too: Triton's kernels, where no call asks for cuDNN itself
+    assert not _impl.runs_whole("synthesis", image(torch.float32))
+    assert _impl.choose("modulated_conv2d", None, image(torch.float32)) == "triton"
     with pytest.raises(ValueError, match=r"x is torch\.float32, and cuDNN's fused convolutions take bfloat16"):
-        _impl.choose("synthesis", None, image(torch.float32))
+        _impl.choose("modulated_conv2d", "cudnn", image(torch.float32))
     assert _impl.implementations()["bias_act"]["choice"] == "triton"
+
+
+def test_networks_run_whole_where_that_was_measured_to_be_faster(monkeypatch):
+    x = image()
+    monkeypatch.setattr(plans, "problem", lambda device: None)
+    monkeypatch.setattr(_impl._settings, "implementation", lambda op, x: "cudnn" if op == "synthesis" else None)
+    assert [_impl.runs_whole(network, x) for network in NETWORKS] == [True, False]
+    with use_impl("triton"):
+        assert not _impl.runs_whole("synthesis", x)
