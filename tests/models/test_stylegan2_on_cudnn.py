@@ -50,11 +50,10 @@ def test_golden_arrays(fused_graphs, monkeypatch, case, few):
     """Images, logits and the gradients of both networks' main losses."""
     merging_up_to(monkeypatch, few)
     with running("cudnn"):
-        if case.D.c_dim:
-            golden_tests.test_outputs(case)
-            assert names_of(fused_graphs) == {"layer", "conv"}
         golden_tests.test_generator_main(case)
-        golden_tests.test_discriminator_main(case)
+        if case.config["generator"]["img_resolution"] <= 16 or not few:  # the interpreter is slow
+            golden_tests.test_discriminator_main(case)
+            golden_tests.test_outputs(case)
     assert names_of(fused_graphs) == {"layer", "layer_gradient", "conv", "conv_gradient"}
 
 
