@@ -62,7 +62,9 @@ def describe(graph: Graph, **where):
         values[name] = g.tensor(name=name, dim=list(s.shape), stride=list(s.strides), data_type=types[s.dtype])
         values[name].set_uid(uid)
     for step in graph.steps:
-        values[step.name] = _add(cudnn, g, step, [values[name] for name in step.of])
+        value = _add(cudnn, g, step, [values[name] for name in step.of])
+        # said, since a product of a map and a row else lies as the map does, which no engine takes
+        values[step.name] = value.set_dim(list(step.shape)).set_stride(list(nhwc(step.shape, torch.float32).strides))
     for uid, (_, value, s) in enumerate(graph.outputs, len(graph.inputs) + 1):
         out = values[value].set_output(True).set_data_type(types[s.dtype])
         out.set_dim(list(s.shape)).set_stride(list(s.strides)).set_uid(uid)
@@ -76,8 +78,7 @@ def _add(cudnn, g, step: Step, operands: list):
         args = {"padding": padding, "stride": stride, "dilation": [1, 1]}
         if step.kind == "conv":
             return g.conv_fprop(image=a, weight=more[0], **args)
-        dx = g.conv_dgrad(loss=a, filter=more[0], **args)
-        return dx.set_dim(list(step.shape)).set_stride(list(nhwc(step.shape, torch.float32).strides))
+        return g.conv_dgrad(loss=a, filter=more[0], **args)
     if step.kind == "lrelu":
         return g.leaky_relu(input=a, negative_slope=step.numbers[0])
     if step.kind == "lrelu_grad":
