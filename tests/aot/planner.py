@@ -69,7 +69,7 @@ def config_f() -> list[Graph]:
     found = {}
     for resolution in (256, 1024):
         for all_merged in (False, True):
-            patch = mock.patch.object(merging, "pays", lambda *_: True) if all_merged else contextlib.nullcontext()
+            patch = mock.patch.object(merging, "pays", return_value=True) if all_merged else contextlib.nullcontext()
             with patch:
                 for call in _calls(resolution):
                     found |= {_alike(graph): graph for graph in plans.graphs_of(call)}

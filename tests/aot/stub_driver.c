@@ -1,7 +1,7 @@
 /* A stand-in for libcuda.so.1: cuDNN plans and compiles with it where there is no driver; nothing can be launched.
  *
  * Its GPU is an H100, unless a plan is asked for with the properties of another. The images of kernels that are loaded,
- * and the names of kernels that are fetched, go into the folder $STUB_IMAGES. What isn't here succeeds and does nothing.
+ * and the names of kernels that are fetched, go into the folder $STUB_IMAGES. What else is asked for does nothing.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -66,7 +66,7 @@ int cuDeviceGetAttribute(int *v, int attribute, int d) {
   static const struct { int attribute, value; } facts[] = {
       {1, 1024}, {2, 1024}, {3, 1024}, {4, 64},        /* threads of a block, and in its dimensions */
       {5, 2147483647}, {6, 65535}, {7, 65535},         /* blocks of a grid */
-      {8, 49152}, {81, 233472}, {97, 232448},          /* shared memory: of a block, a multiprocessor, a block at most */
+      {8, 49152}, {81, 233472}, {97, 232448},          /* shared memory: of a block, a multiprocessor, at most */
       {10, 32}, {12, 65536}, {82, 65536}, {39, 2048},  /* a warp; registers; threads of a multiprocessor */
       {16, 132}, {38, 52428800}, {75, 9}, {76, 0},     /* multiprocessors, L2, capability */
   };
