@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gankern import ops
 from gankern.nn.scaled import Scaled
-from gankern.ops._gradients import twice_ahead
+from gankern.ops._gradients import twice_ahead, weight_gradients_wanted
 from gankern.ops._impl import runs_whole
 from gankern.ops.bias_act import ACTIVATIONS
 from gankern.ops.cudnn import discriminator, merging, plans, synthesis
@@ -36,22 +36,24 @@ def _plain(blocks: Sequence[nn.Module]) -> bool:
 _refusals: weakref.WeakKeyDictionary[nn.Module, dict[tuple, str | None]] = weakref.WeakKeyDictionary()
 
 
-def _ready(network: nn.Module, x: Tensor, run: Callable[[nn.Module, Tensor], Tensor]) -> bool:
+def _ready(network: nn.Module, x: Tensor, run: Callable[[nn.Module, Tensor], Tensor], *more: object) -> bool:
     """Whether cuDNN takes all graphs of a call run(network, x), and of its gradient where that is recorded; their plans
-    are built by then. The call is made on copies without memory."""
+    are built by then. The call is made on copies without memory. `more`: what else the graphs go by."""
     if x.device.type != "cuda":
         return True
     grad = torch.is_grad_enabled()
-    key, known = (tuple(x.shape), grad, x.device), _refusals.setdefault(network, {})
+    trained = tuple(p.requires_grad for p in network.parameters()), weight_gradients_wanted()
+    key = (tuple(x.shape), x.dtype, x.device, x.requires_grad, grad, trained, *more)
+    known = _refusals.setdefault(network, {})
     if key not in known:
         tensors = itertools.chain(network.parameters(), network.buffers())
         # a module's copy shares what the memo holds, so that nothing is copied on the GPU
         copy_ = copy.deepcopy(network, {id(t): _without_memory(t) for t in tensors})
-        like = torch.empty(x.shape, dtype=x.dtype, device="meta", requires_grad=grad)
+        like = torch.empty(x.shape, dtype=x.dtype, device="meta", requires_grad=grad and x.requires_grad)
 
         def call() -> None:
             y = run(copy_, like)
-            if grad:
+            if y.requires_grad:
                 y.sum().backward()
 
         known[key] = plans.prepare(plans.graphs_of(call, x.device), x.device)
@@ -99,12 +101,12 @@ def serves_synthesis(network: nn.Module, ws: Tensor, noises: Sequence[Tensor | N
     plain = network.img_channels == 3 and all(n is None or not n.requires_grad for n in noises)
     mode = "none" if noises[0] is None else "const" if noises[0].ndim == 2 else "random"
     plain = plain and runs_whole("synthesis", x) and _plain(blocks)
-    return plain and _ready(network, ws, lambda copy_, like: copy_(like, mode))
+    return plain and _ready(network, ws, lambda copy_, like: copy_(like, mode), mode)
 
 
 def merges(conv: nn.Module) -> bool:
     """Whether an upsampling layer runs with its filter in its kernel."""
-    return conv.up == 2 and merging.pays(conv.weight, conv.resample_taps, conv.resolution)
+    return conv.up == 2 and merging.pays(conv.weight, conv.resample_taps)
 
 
 def images(
@@ -152,6 +154,6 @@ def features(blocks: Sequence[nn.Module], img: Tensor, scaled: Scaled) -> Tensor
     layers = [first.fromrgb, *(conv for block in blocks for conv in (block.conv0, block.conv1, block.skip))]
     weights = [scaled[layer][0] for layer in layers]
     biases = [scaled[layer][1] for layer in layers if layer.bias is not None]
-    kinds = [MERGED if merging.pays(b.conv1.weight, b.conv1.resample_taps, b.resolution) else 0 for b in blocks]
+    kinds = [MERGED if merging.pays(b.conv1.weight, b.conv1.resample_taps) else 0 for b in blocks]
     img = img.to(dtype=dtype, memory_format=torch.channels_last)
     return discriminator.discriminator(img, weights, biases, first.conv1.resample_taps, kinds, ALPHA)

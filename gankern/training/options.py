@@ -80,8 +80,10 @@ class Config:
             raise InputError(f"--seed {self.seed}: expected a whole number from 0 to 2^63 - 1")
         self.expect_one_of(PRECISIONS, "precision")
         self.expect_one_of(IMPLS, "impl")
-        if self.impl == "cudnn" and self.precision not in ("bf16", "fp16"):
-            raise InputError(f"--impl cudnn: not in {self.precision}; expected --precision bf16 or fp16")
+        if self.impl == "cudnn" and (self.precision, self.model) != ("bf16", "stylegan2"):
+            raise InputError(
+                f"--impl cudnn: not with {self.model} in {self.precision}; expected StyleGAN2 and --precision bf16"
+            )
         if self.tune and self.impl != "cudnn":
             raise InputError(f"--tune: times cuDNN's plans, and --impl is {self.impl}; expected --impl cudnn beside it")
         if self.channel_base // self.resolution < 1:

@@ -164,7 +164,7 @@ def test_a_frontend_that_is_there(installed):
 
 
 def test_a_frontend_that_is_not(monkeypatch, installed):
-    assert installed(lambda: 90100).startswith("cuDNN 9.1.0 is too old, 9.8.0 or newer is needed (pip install")
+    assert installed(lambda: 90100).startswith("cuDNN 9.1.0 is too old, 9.8.0 or newer is needed (see README)")
 
     def broken():
         raise OSError("libcudnn.so.9: cannot open\nand so on")

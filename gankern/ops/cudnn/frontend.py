@@ -1,6 +1,6 @@
 """cuDNN's graph API behind `graph.Graph`: what is installed, and how a graph becomes one of its own.
 
-The frontend (nvidia-cudnn-frontend) loads the cuDNN that the process has, which is torch's.
+The frontend (nvidia-cudnn-frontend) looks for cuDNN by itself; what it loads must be torch's.
 """
 
 import functools
@@ -30,7 +30,11 @@ def module():
     except Exception as error:  # what a broken or missing library raises is the loader's
         return f"nvidia-cudnn-frontend can't load cuDNN: {(str(error).splitlines() or [type(error).__name__])[0]}"
     if version < OLDEST_CUDNN:
-        return f"cuDNN {version_name(version)} is too old, {version_name(OLDEST_CUDNN)} or newer is needed ({HOW})"
+        return f"cuDNN {version_name(version)} is too old, {version_name(OLDEST_CUDNN)} or newer is needed (see README)"
+    own = torch.backends.cudnn.version()
+    if own is not None and own != version:
+        both = f"the frontend loads cuDNN {version_name(version)}, torch {version_name(own)}"
+        return f"{both}: two in one process don't mix; is another one in LD_LIBRARY_PATH?"
     return cudnn
 
 
@@ -62,7 +66,9 @@ def describe(graph: Graph, **where):
         values[name] = g.tensor(name=name, dim=list(s.shape), stride=list(s.strides), data_type=types[s.dtype])
         values[name].set_uid(uid)
     for step in graph.steps:
-        values[step.name] = _add(cudnn, g, step, [values[name] for name in step.of])
+        value = _add(cudnn, g, step, [values[name] for name in step.of])
+        # said, since a product of a map and a row else lies as the map does, which no engine takes
+        values[step.name] = value.set_dim(list(step.shape)).set_stride(list(nhwc(step.shape, torch.float32).strides))
     for uid, (_, value, s) in enumerate(graph.outputs, len(graph.inputs) + 1):
         out = values[value].set_output(True).set_data_type(types[s.dtype])
         out.set_dim(list(s.shape)).set_stride(list(s.strides)).set_uid(uid)
@@ -76,8 +82,7 @@ def _add(cudnn, g, step: Step, operands: list):
         args = {"padding": padding, "stride": stride, "dilation": [1, 1]}
         if step.kind == "conv":
             return g.conv_fprop(image=a, weight=more[0], **args)
-        dx = g.conv_dgrad(loss=a, filter=more[0], **args)
-        return dx.set_dim(list(step.shape)).set_stride(list(nhwc(step.shape, torch.float32).strides))
+        return g.conv_dgrad(loss=a, filter=more[0], **args)
     if step.kind == "lrelu":
         return g.leaky_relu(input=a, negative_slope=step.numbers[0])
     if step.kind == "lrelu_grad":

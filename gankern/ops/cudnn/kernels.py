@@ -162,8 +162,10 @@ def _flat(noise: Tensor | None, t: Tensor) -> tuple[Tensor, int]:
     return noise.contiguous(), noise[0].numel() if noise.shape[0] > 1 else 0
 
 
-def _launch(kernel, name: str, t: Tensor, sums: int, pointers: tuple, numbers_: tuple, noise, alpha: float) -> Tensor:
-    """The sums [`sums`, N, C] over t's pixels; the second is 0 without noise."""
+def _launch(
+    kernel, name: str, t: Tensor, sums: int, pointers: tuple, numbers_: tuple, noise, alpha: float, out: Tensor | None
+) -> Tensor:
+    """The sums [`sums`, N, C] over t's pixels, in `out` where given; the second is 0 without noise."""
     key, settings, constants, grid = _plan(name, t)
     n, channels, h, w = t.shape
     make = torch.empty if noise is not None else torch.zeros
@@ -173,7 +175,7 @@ def _launch(kernel, name: str, t: Tensor, sums: int, pointers: tuple, numbers_: 
     constants |= {"ALPHA": alpha, "NOISE": noise is not None}
     if _impl.launching() and t.numel():
         launch(kernel, name, key, grid, (*args, h * w, channels, *numbers_, step), constants, settings)
-    return partial.sum(2)
+    return torch.sum(partial, 2, out=out)
 
 
 def rgb_gradient(
@@ -184,12 +186,19 @@ def rgb_gradient(
     dt = torch.empty_like(saved)
     steps = matrix.stride(0), matrix.stride(1), scale.stride(0)
     pointers = (image.contiguous(), matrix, saved, scale, dt)
-    return dt, _launch(_rgb_gradient, "rgb_gradient", saved, 5, pointers, steps, noise, alpha)
+    return dt, _launch(_rgb_gradient, "rgb_gradient", saved, 5, pointers, steps, noise, alpha, None)
 
 
 def gradient_sums(
-    dt: Tensor, saved: Tensor, inverse: Tensor, scale: Tensor, noise: Tensor | None, alpha: float
+    dt: Tensor,
+    saved: Tensor,
+    inverse: Tensor,
+    scale: Tensor,
+    noise: Tensor | None,
+    alpha: float,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Sums [3, N, C] of a layer's dt, its output `saved` times 1/`inverse` [N, C], scale [N, C]."""
+    """Sums [3, N, C], in `out` where given, of a layer's dt, its output `saved` times 1/`inverse` [N, C], scale [N,
+    C]."""
     steps, pointers = (inverse.stride(0), scale.stride(0)), (dt, saved, inverse, scale)
-    return _launch(_gradient_sums, "gradient_sums", saved, 3, pointers, steps, noise, alpha)
+    return _launch(_gradient_sums, "gradient_sums", saved, 3, pointers, steps, noise, alpha, out)

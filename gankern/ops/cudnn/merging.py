@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from gankern.ops import _impl
-from gankern.ops._settings import measured, pow2
 
 TAPS = 3, 4, 6
 """Of the convolution, the filter and both."""
@@ -46,14 +45,10 @@ def _constants(up: bool, gain: float, device: torch.device, dtype: torch.dtype) 
     return torch.tensor(taps, device=device), gain * torch.tensor(there, device=device, dtype=dtype)
 
 
-def pays(w: Tensor, f: Tensor, resolution: int) -> bool:
-    """Whether a layer of weight w, whose larger side is `resolution`, runs merged: measured on its GPU; else where few
-    channels make memory the limit, so that four times the multiply-adds cost less than a pass over its image."""
-    if tuple(w.shape[2:]) != (TAPS[0],) * 2 or f.shape[-1] != TAPS[1]:
-        return False
-    channels = min(w.shape[:2])
-    found = measured("merged", f"{pow2(channels)} {resolution}", w)
-    return bool(found) if found is not None else channels <= FEW
+def pays(w: Tensor, f: Tensor) -> bool:
+    """Whether a layer of weight w runs merged: where few channels make memory the limit, so that four times the
+    multiply-adds cost less than a pass over its image."""
+    return tuple(w.shape[2:]) == (TAPS[0],) * 2 and f.shape[-1] == TAPS[1] and min(w.shape[:2]) <= FEW
 
 
 def merge_matrix(f: Tensor, up: bool, gain: float) -> Tensor:

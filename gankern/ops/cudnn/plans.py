@@ -7,6 +7,7 @@ is built when a network is first called, never during graph capture, and never t
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -99,7 +100,7 @@ _timing: list[bool] = []
 
 @contextlib.contextmanager
 def timed_builds() -> Iterator[None]:
-    """Inside the block plans that aren't in the cache are timed against each other, not taken as cuDNN ranks them."""
+    """Inside the block plans are timed against each other, not taken as cuDNN ranks them; once, as the cache keeps."""
     _timing.append(True)
     try:
         yield
@@ -111,7 +112,8 @@ def timed_builds() -> Iterator[None]:
 def _folder(index: int) -> Path:
     p = torch.cuda.get_device_properties(index)
     gpu = hashlib.sha256(f"{p.name} {p.multi_processor_count}".encode()).hexdigest()[:8]
-    return binary.cache_dir() / "cudnn" / f"sm_{p.major}{p.minor}-{gpu}-{frontend.versions()}"
+    how = binary.digest(Path(frontend.__file__).read_bytes())[:8]  # a graph is described to cuDNN
+    return binary.cache_dir() / "cudnn" / f"sm_{p.major}{p.minor}-{gpu}-{frontend.versions()}-{how}"
 
 
 def plan(graph: Graph, device: torch.device) -> Plan:
@@ -119,24 +121,28 @@ def plan(graph: Graph, device: torch.device) -> Plan:
     index = torch.cuda.current_device() if device.index is None else device.index
     key = graph.key, index
     if key not in _plans:
-        if torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(f"{graph.name}: its cuDNN plan isn't built, and can't be during graph capture")
-        _plans[key] = _read(graph, index) or _built(graph, index)
+        with torch.cuda.device(index):
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(f"{graph.name}: its cuDNN plan isn't built, and can't be during graph capture")
+            _plans[key] = _read(graph, index) or _built(graph, index)
     found = _plans[key]
     if isinstance(found, Refused):
         raise found
     return found
 
 
-def _file(graph: Graph, index: int) -> Path:
-    return _folder(index) / f"{graph.key}.plan"
+def _file(graph: Graph, index: int, kind: str = "plan") -> Path:
+    return _folder(index) / f"{graph.key}.{kind}"
 
 
-def _read(graph: Graph, index: int) -> Plan | None:
-    """From the cache; None where there is none, or one that this cuDNN doesn't take."""
-    file = _file(graph, index)
+def _read(graph: Graph, index: int) -> Plan | Refused | None:
+    """From the cache; None where there is none, one that this cuDNN doesn't take, or one that is to be timed yet."""
+    with contextlib.suppress(OSError):
+        return Refused(_file(graph, index, "refused").read_text())
     try:
-        engine, _, data = file.read_bytes().partition(b"\n")
+        engine, how, data = _file(graph, index).read_bytes().split(b"\n", 2)
+        if _timing and how != b"timed":
+            return None
         g = frontend.module().pygraph(handle=_handle(torch.device("cuda", index)))
         g.deserialize(list(data))
         return Plan(g, None, g.get_workspace_size(), engine.decode())
@@ -149,35 +155,45 @@ def _read(graph: Graph, index: int) -> Plan | None:
 def _built(graph: Graph, index: int) -> Plan | Refused:
     device = torch.device("cuda", index)
     try:
-        with torch.cuda.device(index):
-            g, names = frontend.candidates(graph, handle=_handle(device))
+        g, names = frontend.candidates(graph, handle=_handle(device))
     except ValueError as error:
-        return Refused(f"{graph.name} {_sizes(graph)}: {error}")
+        return _refused(graph, index, str(error))
     built = (i for i in range(len(names)) if frontend.build(g, i))
-    if _timing:
-        chosen = _fastest(graph, g, [i for i, _ in zip(built, range(MOST_TIMED), strict=False)], device)
-    else:
-        chosen = next(built, None)
+    timed = list(itertools.islice(built, MOST_TIMED if _timing else 1))
+    chosen = _fastest(graph, g, timed, device) if _timing else next(iter(timed), None)
     if chosen is None:
-        return Refused(f"{graph.name} {_sizes(graph)}: none of {len(names)} plans builds")
+        return _refused(graph, index, f"none of {len(names)} plans builds")
     _write(graph, index, g, chosen, names[chosen])
+    if _timing and (alone := _read(graph, index)):  # g holds all that were built
+        return alone
     return Plan(g, chosen, g.get_workspace_size_plan_at_index(chosen), names[chosen])
 
 
-def _sizes(graph: Graph) -> str:
-    return " ".join("x".join(map(str, s.shape)) for _, s in graph.inputs[:2])
+def _refused(graph: Graph, index: int, why: str) -> Refused:
+    sizes = " ".join("x".join(map(str, s.shape)) for _, s in graph.inputs[:2])
+    refused = Refused(f"{graph.name} {sizes}: {why}")
+    _keep(_file(graph, index, "refused"), lambda: str(refused).encode())
+    return refused
 
 
 def _write(graph: Graph, index: int, g, chosen: int, engine: str) -> None:
-    """Into the cache, where it can be written."""
-    file = _file(graph, index)
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
+    """Into the cache."""
+
+    def contents() -> bytes:
         # what is serialised is the plan that was built last
         data = bytes(g.serialize()) if frontend.build(g, chosen) else b""
-        if data:
+        return b"\n".join((engine.encode(), b"timed" if _timing else b"ranked", data)) if data else b""
+
+    _keep(_file(graph, index), contents)
+
+
+def _keep(file: Path, contents: Callable[[], bytes]) -> None:
+    """Into the cache, where it can be written, and there is something."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        if data := contents():
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(engine.encode() + b"\n" + data)
+            partial.write_bytes(data)
             partial.replace(file)
     except Exception:  # a full or read-only disk, an engine that isn't serialised: built again next time
         with contextlib.suppress(OSError):
@@ -192,19 +208,21 @@ def _operands(graph: Graph, device: torch.device) -> list[Tensor]:
 
 
 def _fastest(graph: Graph, g, indices: list[int], device: torch.device, rounds: int = 5) -> int | None:
-    """The plan that ran fastest, each timed alone, the median of some rounds after two unmeasured ones."""
+    """The plan that ran fastest, each timed alone, the median of some rounds after two unmeasured ones; one that can't
+    run, for want of memory too, is none."""
     operands, handle, times = _operands(graph, device), _handle(device), {}
     for i in indices:
         this = Plan(g, i, g.get_workspace_size_plan_at_index(i), "")
         took = []
-        for _ in range(rounds + 2):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            this(operands, handle)
-            end.record()
-            end.synchronize()
-            took.append(begin.elapsed_time(end))
-        times[i] = sorted(took[2:])[rounds // 2]
+        with contextlib.suppress(RuntimeError):
+            for _ in range(rounds + 2):
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                this(operands, handle)
+                end.record()
+                end.synchronize()
+                took.append(begin.elapsed_time(end))
+            times[i] = sorted(took[2:])[rounds // 2]
     return min(times, key=times.get) if times else None
 
 
@@ -275,4 +293,5 @@ def run(graph: Graph, tensors: dict[str, Tensor | None]) -> None:
 def execute(graph: Graph, given: list[Tensor]) -> None:
     """The graph on its operands and results, as cuDNN runs it."""
     device = given[0].device
-    plan(graph, device)(given, _handle(device))
+    with torch.cuda.device(device):
+        plan(graph, device)(given, _handle(device))

@@ -185,7 +185,7 @@ def _backward(ctx, grads):
     channels = [t.shape[1] for t in d]
     found = [
         dx,
-        _like(ds.split([t.shape[1] for t in styles], 1) if styles else [], styles),
+        _like(ds.split([t.shape[1] for t in styles], 1), styles),
         dw if need_w else [None] * len(weights),
         _like(dd.split([t.numel() for t in d]), d),
         [None] * ctx.lengths[3],
@@ -229,7 +229,7 @@ def synthesis(
     alpha: float,
     gain: float,
 ) -> list[Tensor]:
-    """The RGB [N, 3, H, W] of each layer that has it, in x's dtype, contiguous. Twice differentiable.
+    """The RGB [N, 3, H, W] of each of two layers or more that has it, in x's dtype, contiguous. Twice differentiable.
 
     x [N, C, H, W], channels_last, times the first layer's styles; styles: [N, O] of what reads each layer's output,
     for all but the last; weights [O, I, 3, 3] in x's dtype, input channels innermost in memory, of an upsampling layer

@@ -71,16 +71,16 @@ class Chain:
         return torch.empty(shape, dtype=self.x.dtype, device=self.x.device, memory_format=torch.channels_last)
 
     def prepare(self) -> None:
-        """The small operands of all layers in float32, the gain in them."""
-        self.scales = self._rows([d.shape[1] for d in self.d], self.d, self.gain)
+        """The small operands of all layers, the gain in them: d and the styles in x's dtype, as weights are (in float32
+        cuDNN's kernels spill), the rest in float32."""
+        scale = (torch.cat([d.reshape(-1) for d in self.d]).to(self.dtype) * self.gain).to(self.x.dtype)
+        self.scales = self._rows(scale, self.d)
         self.biases_ = (torch.cat(self.biases).to(self.dtype) * self.gain).split(self.channels)
-        self.styles_, self.inverses = [], []
-        if self.styles:
-            flat = torch.cat([s.reshape(-1) for s in self.styles]).to(self.dtype)
-            flat = torch.where(flat.abs() < TINY, TINY, flat)
-            sizes = [s.numel() for s in self.styles]
-            for rows, t in ((self.styles_, flat), (self.inverses, flat.reciprocal())):
-                rows += [part.view(len(self.x), -1) for part in t.split(sizes)]
+        style = torch.cat([s.reshape(-1) for s in self.styles]).to(self.dtype)
+        style = torch.where(style.abs() < TINY, TINY, style).to(self.x.dtype)
+        wide = style.to(self.dtype)
+        self.styles_, self.wide_styles = self._rows(style, self.styles), self._rows(wide, self.styles)
+        self.inverses = self._rows(wide.reciprocal(), self.styles)
         if self.strengths:  # four of each, so that each begins at a multiple of 16 bytes
             self.strengths_ = (torch.stack(self.strengths).to(self.dtype) * self.gain).view(-1, 1).repeat(1, 4)
         self.matrix_ = self.matrix.to(self.dtype)
@@ -88,10 +88,10 @@ class Chain:
         if any(map(self.merged, range(self.count))):
             self.taps = merging.merge_matrix(self.f.to(self.dtype), True, 4.0).to(self.x.dtype)
 
-    def _rows(self, sizes: list[int], tensors: list[Tensor], gain: float) -> list[Tensor]:
-        """Each [N, C] in float32 times `gain`, contiguous."""
-        flat = torch.cat([t.reshape(-1) for t in tensors]).to(self.dtype) * gain
-        return [part.view(-1, n) for part, n in zip(flat.split([t.numel() for t in tensors]), sizes, strict=True)]
+    @staticmethod
+    def _rows(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
+        """What lies one after the other as contiguous [N, C], as `like`."""
+        return [part.view(t.shape) for part, t in zip(flat.split([t.numel() for t in like]), like, strict=True)]
 
     def row(self, t: Tensor, k: int) -> Tensor:
         """Layer k's part [..., C] of what lies side by side."""
@@ -110,7 +110,7 @@ class Chain:
     def pass_operands(self, k: int) -> Operands:
         """For the pass that runs as a kernel of our own."""
         noise, strength = (self.noises[k], self.strengths[k]) if self.noises else (None, None)
-        style = self.style_of(k)
+        style = None if k == self.count - 1 else self.wide_styles[k]
         return Operands(self.d[k], noise, strength, self.biases[k], style, ("lrelu", self.alpha, self.gain, -1.0))
 
     def fir(self) -> dict:
