@@ -74,8 +74,11 @@ def obstacle(impl: str, device: torch.device) -> str | None:
 
 def _wrong_type(impl: str, x: torch.Tensor) -> str | None:
     """What csrc's kernels for GPUs, and cuDNN's, leave to others: float64, which is for checking numbers, among it."""
-    if impl == "cudnn" and x.device.type == "cuda" and x.dtype not in (torch.bfloat16, torch.float16):
-        return f"x is {x.dtype}, and cuDNN's fused convolutions take bfloat16 and float16"
+    if impl == "cudnn" and x.dtype not in (torch.bfloat16, torch.float16):
+        from gankern.ops.cudnn.plans import target
+
+        if target(x.device).type == "cuda":
+            return f"x is {x.dtype}, and cuDNN's fused convolutions take bfloat16 and float16"
     if impl == "cuda" and x.device.type == "cuda" and x.dtype == torch.float64:
         return "x is torch.float64, and the CUDA kernels take float16, bfloat16 and float32"
     return None

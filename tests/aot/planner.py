@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 
 from gankern.models.stylegan2 import Discriminator, Generator
-from gankern.ops.cudnn import frontend, merging, plans
+from gankern.ops.cudnn import frontend, merging, plans, synthesis_backward
 from gankern.ops.cudnn.graph import Graph, Step
 from gankern.ops.cudnn.layers import nhwc
 
@@ -64,15 +64,18 @@ def _calls(resolution: int) -> Iterator:
             yield call
 
 
+GPU = torch.device("cuda", 0)  # none has to be there
+
+
 def config_f() -> list[Graph]:
     """Every graph at 256 and 1024, layers merged where that pays and all of them merged."""
     found = {}
     for resolution in (256, 1024):
         for all_merged in (False, True):
             patch = mock.patch.object(merging, "pays", return_value=True) if all_merged else contextlib.nullcontext()
-            with patch:
+            with patch, mock.patch.object(synthesis_backward, "SUMS_IN_KERNEL", True):
                 for call in _calls(resolution):
-                    found |= {_alike(graph): graph for graph in plans.graphs_of(call)}
+                    found |= {_alike(graph): graph for graph in plans.graphs_of(call, GPU)}
     return list(found.values())
 
 

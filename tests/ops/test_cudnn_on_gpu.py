@@ -13,7 +13,7 @@ import cudnn_executor
 
 from gankern.models.stylegan2 import Discriminator, Generator
 from gankern.ops import _impl, use_impl
-from gankern.ops.cudnn import merging, plans
+from gankern.ops.cudnn import merging, plans, synthesis_backward
 
 pytestmark = pytest.mark.gpu
 SIZES = {"img_resolution": 64, "channel_base": 4096, "channel_max": 128, "compute_dtype": torch.bfloat16}
@@ -41,11 +41,10 @@ def graphs(merged: bool) -> list:
     def step():
         D(G.synthesis(torch.empty(4, G.num_ws, 512, device="meta"))).sum().backward()
 
-    few, merging.FEW = merging.FEW, 4096 if merged else 0
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merging, "FEW", 4096 if merged else 0)
+        patch.setattr(synthesis_backward, "SUMS_IN_KERNEL", True)
         return plans.graphs_of(step, torch.device("cuda", torch.cuda.current_device()))
-    finally:
-        merging.FEW = few
 
 
 def with_dtype(graph, dtype):
@@ -82,10 +81,12 @@ def test_every_graph(dtype, merged):
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("in_kernel", [False, True], ids=["pass", "sums"])
 @pytest.mark.parametrize("merged", [False, True], ids=["filtered", "merged"])
-def test_networks(merged, monkeypatch):
+def test_networks(merged, in_kernel, monkeypatch):
     """Images, logits and gradients, about as far from float32's as the Triton kernels' are."""
     monkeypatch.setattr(merging, "FEW", 4096 if merged else 0)
+    monkeypatch.setattr(synthesis_backward, "SUMS_IN_KERNEL", in_kernel)
     G, D = networks("cuda")
     ws = torch.randn(4, G.num_ws, 512, device="cuda", generator=torch.Generator("cuda").manual_seed(1))
 

@@ -106,7 +106,9 @@ def test_a_graph_of_which_no_plan_builds(cudnn, tmp_path):
         with context, pytest.raises(plans.Refused, match="none of 2 plans builds"):
             plans.plan(graph_of(), CUDA)
         plans._plans.clear()
-    assert cached(tmp_path) == []
+    (kept,) = cached(tmp_path)  # so that no start asks again
+    assert kept.read_text() == "conv 2x3x4x4 5x3x3x3: none of 2 plans builds"
+    assert len(cudnn.graphs) == 1
 
 
 def test_nothing_is_built_during_capture(cudnn, monkeypatch):
@@ -144,7 +146,7 @@ def test_a_second_start_builds_nothing(cudnn, monkeypatch, tmp_path, timed):
     assert engine == ("fast" if timed else "slow")
     (file,) = cached(tmp_path)
     assert file.parent.name.startswith("sm_90-")
-    assert file.parent.name.endswith("-1.26.0-9.24.0")
+    assert "-1.26.0-9.24.0-" in file.parent.name
     cudnn.graphs.clear()
     restart(monkeypatch)
     plan = plans.plan(graph_of(), CUDA)
@@ -197,7 +199,7 @@ def test_graphs_of_a_call():
     w = [torch.empty(3, 3, k, k, device="meta").contiguous(memory_format=torch.channels_last) for k in (1, 3, 3, 1)]
     b, f = [torch.empty(3, device="meta") for _ in range(3)], torch.empty(4, device="meta")
     call = lambda: discriminator.discriminator(img, w, b, f, [discriminator.MERGED], 0.2)  # noqa: E731
-    once, twice = plans.graphs_of(call), plans.graphs_of(lambda: [call(), call()])
+    once, twice = plans.graphs_of(call, CUDA), plans.graphs_of(lambda: [call(), call()], CUDA)
     assert [g.name for g in once] == ["conv"] * 4
     assert [g.key for g in once] == [g.key for g in twice]
 

@@ -11,6 +11,7 @@ makes Cᵢ(dt₀, w₀). Between y₀ and the strided convolution there is our p
 merged kernel. Karras et al. 2020 (arXiv:1912.04958), 4.1.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -25,7 +26,7 @@ from gankern.ops.conv2d import conv2d, downsample_padding, library_conv2d, libra
 from gankern.ops.cudnn import layers, merging
 from gankern.ops.cudnn.graph import spec
 from gankern.ops.cudnn.layers import turned
-from gankern.ops.cudnn.plans import VARIANTS, accepts, run
+from gankern.ops.cudnn.plans import FORMS, accepts, run
 from gankern.ops.fir_act import bias_act_upfirdn2d
 from gankern.ops.residual import residual_branches
 from gankern.ops.upfirdn2d.op import adjoint_args
@@ -135,7 +136,7 @@ def _before(c: Chain, dt: Tensor, w: Tensor, y: Tensor, extra, whole: bool, db, 
     """(E or None, dt of the layer before, whose y is given); into db its bias's gradient."""
     e, out = torch.empty_like(y) if whole else None, torch.empty_like(y)
     operands = {"dt": dt, "saved": y, "extra": extra, "e": e, "of_bias": db, "dt'": out}
-    for form, summed in VARIANTS:
+    for summed, form in itertools.product((True, False), FORMS):
         if form == "conv" and stride == 2:
             continue
         kernel = w if form == "gradient" else turned(w)

@@ -226,15 +226,20 @@ def _fastest(graph: Graph, g, indices: list[int], device: torch.device, rounds: 
     return min(times, key=times.get) if times else None
 
 
-VARIANTS = (("gradient", True), ("conv", True), ("gradient", False), ("conv", False))
-"""How an input gradient can be asked for, the best first: as a gradient or as a convolution, with sums or without."""
+FORMS = ("gradient", "conv")
+"""How an input gradient can be asked for, the better first: as that, or as a convolution with the turned kernel."""
 
 _target: list[torch.device] = []
 
 
+def target(device: torch.device) -> torch.device:
+    """`device`, or in a dry run that for which it is made."""
+    return _target[-1] if _target else device
+
+
 def accepts(graph: Graph, device: torch.device) -> bool:
-    """Whether cuDNN has a plan for a graph on a GPU: `device`, or in a dry run that for which it is made."""
-    device = _target[-1] if _target else device
+    """Whether cuDNN has a plan for a graph on a GPU, in a dry run on that for which it is made."""
+    device = target(device)
     if device.type != "cuda" or not torch.cuda.is_available():
         return True
     try:

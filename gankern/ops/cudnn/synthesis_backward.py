@@ -10,42 +10,39 @@ from gankern.ops.conv2d import library_conv2d, library_input_grad, library_weigh
 from gankern.ops.cudnn import layers, merging
 from gankern.ops.cudnn.graph import spec
 from gankern.ops.cudnn.layers import turned
-from gankern.ops.cudnn.plans import VARIANTS, accepts, run
+from gankern.ops.cudnn.plans import FORMS, accepts, run
 from gankern.ops.cudnn.synthesis_operands import Chain, filter_passes, pixels
 
 SUMS_IN_KERNEL = False
-"""Whether a layer's sums are asked of the kernel that makes its gradient. For [N, C] cuDNN 9.28 compiles, for sm_90, an
-atomic for every element and registers spilt by the kilobyte; a pass of ours over dt and y costs 2 of an activation."""
+"""Whether a layer's gradient and its sums are asked of the kernel that makes the input gradient before it. For sums
+[N, C] cuDNN 9.28 compiles, for sm_90, an atomic for every element, and spills registers by the kilobyte: our pass moves
+2 of an activation more and leaves that be. A card may show otherwise."""
 
 
 class _Gradients:
     """Where every layer's small gradients gather: the sums over its image, [N, ΣC] each; or whole, of the layers whose
-    pass is one of our own."""
+    pass has a filter in it."""
 
-    NAMES = ("of_style", "of_bias", "of_noise", "of_ey", *(f"of_rgb{j}" for j in range(layers.RGB)))
-    BIAS, EY, RGB = 1, 3, 4
+    NAMES = ("of_style", "of_bias", "of_noise", *(f"of_rgb{j}" for j in range(layers.RGB)))
 
     def __init__(self, c: Chain):
         self.c = c
         total = c.first[-1]
         self.sums = torch.zeros([len(self.NAMES), c.x.shape[0], total], dtype=c.dtype, device=c.x.device)
         self.own: dict[int, tuple] = {}
-        self.summed: set[int] = set()
-        """The layers whose kernel made their sums; of the others the third is Σ E·y, and those of rgb are times s."""
 
     def of(self, k: int, name: str) -> Tensor:
         return self.c.row(self.sums[self.NAMES.index(name)], k)
-
-    def rows(self, k: int, first: int, many: int) -> Tensor:
-        """Room for layer k's sums [many, N, C] from that of number `first` on."""
-        return self.c.row(self.sums[first : first + many], k)
 
     def results(self) -> list[Tensor]:
         """[dstyles [N, ΣC], dd [Σ N·C], dstrength [K], dbias [ΣC], dmatrix [N, 3, ΣC]]: side by side as Chain has them,
         dd one after the other."""
         c = self.c
-        of_bias, of_noise = self.sums[1:3]
-        of_style, of_p, of_rgb = self._products()
+        of_style, of_bias, of_noise = self.sums[:3]
+        style = torch.cat([*c.styles_, torch.ones_like(c.d[-1], dtype=c.dtype)], 1)
+        zero = c.matrix_.new_zeros(1, 1, 1)
+        m = [c.matrices(k) if c.rgb(k) else zero.expand(len(c.x), layers.RGB, c.channels[k]) for k in range(c.count)]
+        of_p = style * of_style + (torch.cat(m, 2) * self.sums[3:].transpose(0, 1)).sum(1)
         dd = of_p - torch.cat(c.biases_) * of_bias
         dstrength = self.sums.new_empty(0)
         if c.strengths:
@@ -56,25 +53,11 @@ class _Gradients:
         parts = [[c.row(t, k) for k in range(c.count)] for t in (of_style, dd, c.gain * of_bias.sum(0))]
         for k, (own_b, _, own_d, own_s) in self.own.items():
             parts[0][k], parts[1][k], parts[2][k] = own_s, own_d, own_b
-        of_matrix = [c.row(of_rgb, k).transpose(0, 1) for k in range(c.count) if c.rgb(k)]
+        of_matrix = [c.row(self.sums[3:], k).transpose(0, 1) for k in range(c.count) if c.rgb(k)]
         ds = torch.cat(parts[0][:-1], 1).to(c.styles[0].dtype)
         dd = torch.cat(parts[1], 1).to(c.d[0].dtype).reshape(-1)
         results = [ds, dd.index_select(0, _one_by_one(tuple(c.channels), len(c.x), dd.device)), dstrength]
         return [*results, torch.cat(parts[2]).to(c.biases[0].dtype), torch.cat(of_matrix, 2).to(c.matrix.dtype)]
-
-    def _products(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(Σ y·dx̃, Σ g·p, and Σ y·dimg of each map) of all layers, whichever way they were summed."""
-        c, ones = self.c, torch.ones_like(self.c.d[-1], dtype=self.c.dtype)
-        style, inverse = torch.cat([*c.wide_styles, ones], 1), torch.cat([*c.inverses, ones], 1)
-        zero = c.matrix_.new_zeros(1, 1, 1)
-        m = [c.matrices(k) if c.rgb(k) else zero.expand(len(c.x), layers.RGB, c.channels[k]) for k in range(c.count)]
-        of_style, of_ey, of_rgb = self.sums[0], self.sums[self.EY], self.sums[self.RGB :]
-        by = [float(k in self.summed) for k, n in enumerate(c.channels) for _ in range(n)]
-        summed = _numbers(tuple(by), c.x.device).to(c.dtype)
-        of_rgb = of_rgb * torch.lerp(inverse, torch.ones_like(inverse), summed)
-        rgb = (torch.cat(m, 2) * of_rgb.transpose(0, 1)).sum(1)
-        of_p = of_ey + summed * (style * of_style + rgb)
-        return of_style + (1 - summed) * (of_ey - rgb) * inverse, of_p, of_rgb
 
     def _strengths(self, layer: Tensor, of_channels: Tensor) -> Tensor:
         """[K], of each channel's part and of the layers that have theirs."""
@@ -110,18 +93,26 @@ def _last(c: Chain, y: Tensor, dimage: Tensor, into: _Gradients) -> Tensor:
     """dt of the last layer, whose output only its RGB reads."""
     k = c.count - 1
     if not c.filtered(k):
-        from gankern.ops.cudnn import kernels
-
-        noise = c.noise(k) if c.strengths else None
-        dt, sums = kernels.rgb_gradient(dimage.to(y.dtype), c.matrices(k), y, c.scales[k], noise, c.alpha)
-        into.summed.add(k)
-        into.rows(k, into.BIAS, 2).copy_(sums[:2])
-        into.rows(k, into.RGB, layers.RGB).copy_(sums[2:])
-        return dt
+        return _through_pass(c, k, None, dimage, y, into)
     rgb = dimage.flatten(2).to(y.dtype)
     dy = torch.bmm(rgb.transpose(1, 2), c.matrices(k).to(y.dtype)).unflatten(1, y.shape[2:]).permute(0, 3, 1, 2)
-    into.rows(k, into.RGB, layers.RGB).copy_(torch.bmm(rgb, pixels(y)).transpose(0, 1))
+    c.row(into.sums[3:], k).copy_(torch.bmm(rgb, pixels(y)).transpose(0, 1))
     return _through_filter(c, k, dy, None, y, into)
+
+
+def _through_pass(c: Chain, k: int, dx: Tensor | None, dimage: Tensor | None, saved: Tensor, into: _Gradients):
+    """dt of layer k, and its sums, through our pass."""
+    from gankern.ops.cudnn import kernels
+
+    matrix = image = style = inverse = None
+    if dimage is not None:
+        image, matrix = dimage.to(saved.dtype), c.matrices(k)
+    if dx is not None:
+        style, inverse = c.styles_[k], c.inverses[k]
+    noise, room = c.noise(k) if c.strengths else None, c.row(into.sums, k)
+    small = (style, inverse, matrix, c.scales[k], noise)
+    dt, _ = kernels.chain_gradient(dx, image, saved, *small, c.alpha, room)
+    return dt
 
 
 def _through_filter(c: Chain, k: int, dy: Tensor | None, dys: Tensor | None, saved: Tensor, into: _Gradients) -> Tensor:
@@ -157,12 +148,23 @@ def _input_gradient(c: Chain, k: int, dt: Tensor, saved: Tensor, dimage: Tensor 
     elif c.up(k):
         transposed, stride, padding = w.transpose(0, 1), 2, 0
     j = k - 1
+    if not c.filtered(j) and SUMS_IN_KERNEL:
+        out = _in_one_kernel(c, k, dt, transposed if c.up(k) else w, (stride, padding), saved, dimage, into)
+        if out is not None:
+            return out
+    if c.up(k):
+        dx = library_conv2d(dt, transposed, stride, padding, False)
+    else:
+        dx = library_input_grad(dt, w, saved.shape, stride, padding, False)
     if c.filtered(j):
-        if c.up(k):
-            dx = library_conv2d(dt, transposed, stride, padding, False)
-        else:
-            dx = library_input_grad(dt, w, saved.shape, stride, padding, False)
         return _through_filter(c, j, None, dx, saved, into)
+    return _through_pass(c, j, dx, dimage, saved, into)
+
+
+def _in_one_kernel(c: Chain, k: int, dt, w, how: tuple[int, int], saved, dimage, into: _Gradients) -> Tensor | None:
+    """dt of the layer before layer k and its sums, in the kernel that makes layer k's input gradient; None where cuDNN
+    has none."""
+    j = k - 1
     small = {"style": c.styles_[j], "saved": saved, "inverse": c.inverses[j], "scale": c.scales[j]}
     small["noise"] = c.noise(j) if c.strengths else None
     if dimage is not None:
@@ -170,38 +172,15 @@ def _input_gradient(c: Chain, k: int, dt: Tensor, saved: Tensor, dimage: Tensor 
         small |= {f"matrix{i}": matrix[:, i] for i in range(layers.RGB)}
         small |= {f"image{i}": image[:, i : i + 1] for i in range(layers.RGB)}
     out, sums = torch.empty_like(saved), {name: into.of(j, name) for name in into.NAMES}
-    for form, summed in VARIANTS:
-        if (c.up(k) and form == "gradient") or (summed and not SUMS_IN_KERNEL):
-            continue
-        kernel = w if form == "gradient" else transposed if c.up(k) else turned(w)
+    for form in ("conv",) if c.up(k) else FORMS:
+        kernel = turned(w) if form == "conv" and not c.up(k) else w
         named = [small.get(n) for n in ("style", "saved", "inverse", "matrix0", "image0", "noise", "scale")]
-        named.append(sums["of_style"] if summed else None)
-        specs = [None if t is None else spec(t) for t in (dt, kernel, *named)]
-        graph = layers.modulated_gradient(form, *specs, stride, padding, c.alpha)
+        specs = [None if t is None else spec(t) for t in (dt, kernel, *named, sums["of_style"])]
+        graph = layers.modulated_gradient(form, *specs, *how, c.alpha)
         if accepts(graph, dt.device):
-            break
-    run(graph, small | sums | {"dt": dt, "w": kernel, "dt'": out})
-    if summed:
-        into.summed.add(j)
-    else:
-        _sums(c, j, out, saved, dimage, into)
-    return out
-
-
-def _wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b, batched, with sums that stay in `dtype` where the library can."""
-    return torch.bmm(a, b, out_dtype=dtype) if a.is_cuda and a.dtype != dtype else torch.bmm(a, b).to(dtype)
-
-
-def _sums(c: Chain, k: int, dt: Tensor, saved: Tensor, dimage: Tensor | None, into: _Gradients) -> None:
-    """Layer k's sums, which its kernel didn't make."""
-    from gankern.ops.cudnn import kernels
-
-    noise, room = c.noise(k) if c.strengths else None, into.rows(k, into.BIAS, 3)
-    kernels.gradient_sums(dt, saved, c.inverses[k], c.scales[k], noise, c.alpha, room)
-    if dimage is not None:
-        of_rgb = _wide_product(dimage.flatten(2).to(saved.dtype), pixels(saved), c.dtype)
-        into.rows(k, into.RGB, layers.RGB).copy_(of_rgb.transpose(0, 1))
+            run(graph, small | sums | {"dt": dt, "w": kernel, "dt'": out})
+            return out
+    return None
 
 
 def backward(

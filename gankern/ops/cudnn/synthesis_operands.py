@@ -71,16 +71,14 @@ class Chain:
         return torch.empty(shape, dtype=self.x.dtype, device=self.x.device, memory_format=torch.channels_last)
 
     def prepare(self) -> None:
-        """The small operands of all layers, the gain in them: d and the styles in x's dtype, as weights are (in float32
-        cuDNN's kernels spill), the rest in float32."""
-        scale = (torch.cat([d.reshape(-1) for d in self.d]).to(self.dtype) * self.gain).to(self.x.dtype)
+        """The small operands of all layers in float32, the gain in them."""
+        scale = torch.cat([d.reshape(-1) for d in self.d]).to(self.dtype) * self.gain
         self.scales = self._rows(scale, self.d)
         self.biases_ = (torch.cat(self.biases).to(self.dtype) * self.gain).split(self.channels)
         style = torch.cat([s.reshape(-1) for s in self.styles]).to(self.dtype)
-        style = torch.where(style.abs() < TINY, TINY, style).to(self.x.dtype)
-        wide = style.to(self.dtype)
-        self.styles_, self.wide_styles = self._rows(style, self.styles), self._rows(wide, self.styles)
-        self.inverses = self._rows(wide.reciprocal(), self.styles)
+        style = torch.where(style.abs() < TINY, TINY, style)
+        self.styles_ = self._rows(style, self.styles)
+        self.inverses = self._rows(style.reciprocal(), self.styles)
         if self.strengths:  # four of each, so that each begins at a multiple of 16 bytes
             self.strengths_ = (torch.stack(self.strengths).to(self.dtype) * self.gain).view(-1, 1).repeat(1, 4)
         self.matrix_ = self.matrix.to(self.dtype)
@@ -110,7 +108,7 @@ class Chain:
     def pass_operands(self, k: int) -> Operands:
         """For the pass that runs as a kernel of our own."""
         noise, strength = (self.noises[k], self.strengths[k]) if self.noises else (None, None)
-        style = None if k == self.count - 1 else self.wide_styles[k]
+        style = self.style_of(k)
         return Operands(self.d[k], noise, strength, self.biases[k], style, ("lrelu", self.alpha, self.gain, -1.0))
 
     def fir(self) -> dict:
