@@ -85,7 +85,8 @@ def _wrong_type(impl: str, x: torch.Tensor) -> str | None:
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """A warning that the process hears once."""
     warnings.warn(message, stacklevel=4)
 
 
@@ -125,7 +126,7 @@ def choose(op: str, impl: str | None, x: torch.Tensor) -> str:
         return "reference"
     best, reason = _best(op, x)
     if reason and not torch.compiler.is_compiling():
-        _warn_once(f"gankern.ops runs in eager PyTorch instead of {have[0]}: {reason}")
+        warn_once(f"gankern.ops runs in eager PyTorch instead of {have[0]}: {reason}")
     return best
 
 

@@ -4,11 +4,13 @@ import contextlib
 import importlib.metadata
 import sys
 import types
+import warnings
 
 import pytest
 import torch
 from cudnn_notes import Event, Frontend
 
+from gankern.ops import _impl
 from gankern.ops.cudnn import discriminator, frontend, layers, plans
 from gankern.ops.cudnn.graph import spec
 
@@ -217,3 +219,15 @@ def test_the_first_refusal_ends_it(cudnn):
     cudnn.refuses = "no engine"
     assert plans.prepare([graph_of(), graph_of(8)], CUDA) == "conv 2x3x4x4 5x3x3x3: no engine"
     assert len(cudnn.graphs) == 1
+
+
+def test_one_layer_that_is_refused_is_said_once(cudnn, monkeypatch):
+    _impl.warn_once.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cudnn.refuses = "no engine"
+    assert not plans.accepts(graph_of(), CUDA)
+    with pytest.warns(UserWarning, match="no kernel, a pass runs instead: conv 2x3x4x4 5x3x3x3: no engine"):
+        assert not plans.accepts(graph_of(), CUDA, "a pass runs")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not plans.accepts(graph_of(), CUDA, "a pass runs")

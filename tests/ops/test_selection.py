@@ -65,7 +65,7 @@ def test_what_cannot_run_is_passed_over(gpu):
     gpu({}, missing={"triton": "triton isn't installed"})
     assert _impl.choose("bias_act", None, image()) == "cuda"
     gpu({}, missing={"triton": "triton isn't installed", "cuda": "not built"})
-    _impl._warn_once.cache_clear()
+    _impl.warn_once.cache_clear()
     with pytest.warns(UserWarning, match="eager PyTorch instead of triton: triton isn't installed"):
         assert _impl.choose("bias_act", None, image()) == "reference"
 

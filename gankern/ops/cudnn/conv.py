@@ -43,7 +43,8 @@ def serves(
         return False
     if not x.numel() or min(output_shape(x, w, stride, padding)) < 1:
         return False
-    return accepts(_graph(x, w, bias, summed, keep, stride, padding, a), x.device)
+    graph = _graph(x, w, bias, summed, keep, stride, padding, a)
+    return accepts(graph, x.device, "the library's convolution and a pass run")
 
 
 def _laid_out(t: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def forward(t: Tensors, layer: Layer, x: Tensor) -> tuple[Tensor, Tensor] | None
     y, ys = make() if layer.plain else None, make() if t.next_styles is not None else None
     operands = _operands(t, layer, x)
     graph = _graph(operands, layer, y, ys)
-    if not accepts(graph, x.device):
+    if not accepts(graph, x.device, "the library's convolution and a pass run"):
         return None
     run(graph, operands | {"y": y, "ys": ys})
     return tuple(x.new_empty(0) if t is None else t for t in (y, ys))

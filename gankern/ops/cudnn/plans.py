@@ -237,14 +237,17 @@ def target(device: torch.device) -> torch.device:
     return _target[-1] if _target else device
 
 
-def accepts(graph: Graph, device: torch.device) -> bool:
-    """Whether cuDNN has a plan for a graph on a GPU, in a dry run on that for which it is made."""
+def accepts(graph: Graph, device: torch.device, instead: str | None = None) -> bool:
+    """Whether cuDNN has a plan for a graph on a GPU, in a dry run on that for which it is made. `instead`: what runs
+    where it hasn't; a warning says so once."""
     device = target(device)
     if device.type != "cuda" or not torch.cuda.is_available():
         return True
     try:
         plan(graph, device)
-    except Refused:
+    except Refused as refused:
+        if instead is not None:
+            _impl.warn_once(f"cuDNN has no kernel, {instead} instead: {refused}")
         return False
     return True
 
