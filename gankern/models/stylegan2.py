@@ -132,8 +132,7 @@ class Synthesis(nn.Module):
         clamp: float | None,
     ):
         super().__init__()
-        self.w_dim, self.img_channels = w_dim, img_channels
-        self.resolutions = _resolutions(img_resolution)
+        self.w_dim, self.img_channels, self.resolutions = w_dim, img_channels, _resolutions(img_resolution)
         self.num_ws = 1
         for res in self.resolutions:
             block = SynthesisBlock(
@@ -160,8 +159,7 @@ class Synthesis(nn.Module):
         noises = self.draw_noise(ws, noise_mode)
         if fused.serves(self.blocks(), ws):
             return fused.synthesize(self, ws, noises)
-        x = img = None
-        first = 0
+        x, img, first = None, None, 0
         for block in self.blocks():
             # to-RGB shares its w with the next block's first convolution
             end = first + block.num_conv

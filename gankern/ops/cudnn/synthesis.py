@@ -1,4 +1,4 @@
-"""StyleGAN2's synthesis network as one operator, whose kernels reach across layers.
+"""StyleGAN2's synthesis network as one operator: forward a kernel a layer.
 
 Layer k reads x̃ₖ, its input times its styles sₖ, and writes only x̃ₖ₊₁ = sₖ₊₁·y (the last writes y):
 
@@ -7,8 +7,9 @@ Layer k reads x̃ₖ, its input times its styles sₖ, and writes only x̃ₖ₊
     E = sₖ₊₁·dx̃ₖ₊₁ + Mᵀ drgb      g = gain·lrelu'(y)·E        dt = d·g        dx̃ = Cᵢ(dt, w)       dw = C_w(dt, x̃)
     ds = Σ y·dx̃ₖ₊₁    dM = Σ drgb·y    db = Σ g    dstrength = Σ g·noise    dd = (Σ E·y - b·Σg - strength·Σ g·noise)/d
 
-Forward is a kernel a layer; backward dx̃ₖ₊₁ never leaves the kernel that makes it: with all sums dt is what it writes.
-An upsampling layer is a transposed convolution and our pass with the filter in it, or the merged kernel.
+Backward one pass of ours makes dt and every sum over the image from dx̃ₖ₊₁, x̃ₖ₊₁ and drgb; or the kernel that makes
+dx̃ₖ₊₁ does, which then never leaves it (`synthesis_backward.SUMS_IN_KERNEL`). An upsampling layer is a transposed
+convolution and our pass with the filter in it, or the merged kernel.
 A style nearer to 0 than `TINY` counts as that far from it, so that y can be read back from x̃.
 Karras et al. 2020 (arXiv:1912.04958).
 """
@@ -145,9 +146,6 @@ def _layer_by_layer(x, styles, weights, d, noises, strengths, biases, matrix, f,
             images.append(torch.bmm(m.to(y.dtype), pixels(y).transpose(1, 2)).unflatten(2, y.shape[2:]))
             at += w.shape[0]
     return images
-
-
-_LISTS = ("styles", "weights", "d", "noises", "strengths", "biases")
 
 
 def _save(ctx, inputs, output):

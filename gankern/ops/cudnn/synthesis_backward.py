@@ -1,4 +1,4 @@
-"""The backward pass of StyleGAN2's synthesis network in fused convolutions: equations in synthesis.py."""
+"""The backward pass of StyleGAN2's synthesis network as one operator: equations in synthesis.py."""
 
 from collections.abc import Sequence
 
